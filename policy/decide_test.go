@@ -1,0 +1,161 @@
+package policy_test
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/txtar"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/hallpass/hallpass/grant"
+	"github.com/hallpass/hallpass/policy"
+)
+
+// A case reads: WHO[+GROUP…] [for SUBJECT] wants SERVICE: PERMISSION[; …] lasting DURATION -> OUTCOME
+var caseLine = regexp.MustCompile(`^([^\s+]+)((?:\+[^\s+]+)*)(?: for (\S+))? wants (\S+): (.+) lasting (\S+) -> (.+)$`)
+
+// TestDecide runs the cases of each file in testdata/decide against its policy.
+func TestDecide(t *testing.T) {
+	files, err := filepath.Glob("testdata/decide/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no files", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			text, cases := sections(t, file, "policy.yaml", "cases")
+			p, err := policy.Parse([]byte(text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for line := range strings.Lines(cases) {
+				line = strings.TrimSpace(line)
+				if line == "" || strings.HasPrefix(line, "#") {
+					continue
+				}
+				r, want := parseCase(t, line)
+				got := policy.Decide(p, r)
+				if text := describe(got); text != want {
+					t.Errorf("%s\n got: %s", line, text)
+				}
+				checkOutcome(t, got)
+			}
+		})
+	}
+}
+
+func sections(t *testing.T, file, first, second string) (string, string) {
+	t.Helper()
+	archive, err := txtar.ParseFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(archive.Files) != 2 || archive.Files[0].Name != first || archive.Files[1].Name != second {
+		t.Fatalf("%s does not have exactly %s and %s", file, first, second)
+	}
+	return string(archive.Files[0].Data), string(archive.Files[1].Data)
+}
+
+func parseCase(t *testing.T, line string) (policy.Request, string) {
+	t.Helper()
+	m := caseLine.FindStringSubmatch(line)
+	if m == nil {
+		t.Fatalf("not a case: %s", line)
+	}
+	r := policy.Request{Requester: spiffe(t, m[1]), Subject: spiffe(t, m[1]), Scope: scope(t, m[4], m[5])}
+	for group := range strings.SplitSeq(m[2], "+") {
+		if group != "" {
+			r.Groups = append(r.Groups, group)
+		}
+	}
+	if m[3] != "" {
+		r.Subject = spiffe(t, m[3])
+	}
+	var err error
+	if r.Duration, err = time.ParseDuration(m[6]); err != nil {
+		t.Fatal(err)
+	}
+	return r, m[7]
+}
+
+// spiffe reads "user/alice" as alice of acme.test, and "nobody" as no ID.
+func spiffe(t *testing.T, text string) spiffeid.ID {
+	t.Helper()
+	if text == "nobody" {
+		return spiffeid.ID{}
+	}
+	if !strings.HasPrefix(text, "spiffe://") {
+		text = "spiffe://acme.test/" + text
+	}
+	id, err := spiffeid.FromString(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func scope(t *testing.T, service, permissions string) grant.Scope {
+	t.Helper()
+	if service == "nothing" {
+		return grant.Scope{}
+	}
+	s, err := grant.ParseScope(service, strings.Split(permissions, "; "))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func describe(o policy.Outcome) string {
+	if !o.Allowed {
+		return "denied: " + o.Reason
+	}
+	by := "auto"
+	if !o.Auto {
+		var groups []string
+		for _, r := range o.Require {
+			groups = append(groups, fmt.Sprintf("%s:%d", r.Group, r.Approvals))
+		}
+		by = "require " + strings.Join(groups, ",")
+	}
+	return fmt.Sprintf("%s; max %s; ttl %s; rules %s", by, short(o.MaxDuration), short(o.CertificateTTL), strings.Join(o.Rules, ","))
+}
+
+func short(d time.Duration) string {
+	if d%time.Hour == 0 {
+		return fmt.Sprintf("%dh", d/time.Hour)
+	}
+	if d%time.Minute == 0 {
+		return fmt.Sprintf("%dm", d/time.Minute)
+	}
+	return d.String()
+}
+
+// checkOutcome checks what holds of every outcome.
+func checkOutcome(t interface {
+	Helper()
+	Fatalf(format string, args ...any)
+}, o policy.Outcome,
+) {
+	t.Helper()
+	switch {
+	case !o.Allowed:
+		if o.Auto || o.Require != nil || o.CertificateTTL != 0 || o.Reason == "" {
+			t.Fatalf("a denial that promises something or gives no reason: %+v", o)
+		}
+	case o.Auto == (len(o.Require) > 0):
+		t.Fatalf("neither or both of auto and require: %+v", o)
+	case len(o.Rules) == 0 || o.Reason != "":
+		t.Fatalf("allowed by no rule, or with a reason why not: %+v", o)
+	case o.CertificateTTL < policy.MinDuration || o.CertificateTTL > o.MaxDuration || o.MaxDuration > policy.MaxDuration:
+		t.Fatalf("durations out of range: %+v", o)
+	}
+	for i, r := range o.Require {
+		if r.Approvals < 1 || i > 0 && o.Require[i-1].Group >= r.Group {
+			t.Fatalf("requirements not sorted, repeated or empty: %+v", o)
+		}
+	}
+}

@@ -1,0 +1,273 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/hallpass/hallpass/grant"
+)
+
+// Parse reads a policy. A policy with any mistake is refused whole, with a
+// [*ParseError] that lists them all. "rules: []" is a policy: it denies
+// everything.
+func Parse(text []byte) (*Policy, error) {
+	r := &reader{}
+	p := &Policy{}
+	if top := r.document(text); top != nil {
+		p.rules = r.policy(top)
+	}
+	if err := r.err(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func (r *reader) policy(top *yaml.Node) []rule {
+	f := r.fields(top, "the policy", "version", "rules")
+	if f == nil {
+		return nil
+	}
+	if n := f["version"]; n == nil {
+		r.fail(top, "no version: write version: 1")
+	} else {
+		r.integer(n, "version", 1, 1)
+	}
+	n := f["rules"]
+	switch {
+	case n == nil:
+		r.fail(top, "no rules: write a list of rules, or rules: [] to deny everything")
+		return nil
+	case n.Kind != yaml.SequenceNode:
+		r.fail(n, "rules is %s: write a list of rules, or [] to deny everything", kindOf(n))
+		return nil
+	case len(n.Content) > MaxRules:
+		r.fail(n, "%d rules: at most %d", len(n.Content), MaxRules)
+		return nil
+	}
+	var rules []rule
+	lines := make(map[string]int)
+	for i, node := range n.Content {
+		r.rule = label(node, i)
+		q := r.one(node)
+		if line, twice := lines[q.name]; twice && q.name != "" {
+			r.fail(node, "another rule of this name is on line %d: give each its own", line)
+		}
+		lines[q.name] = node.Line
+		rules = append(rules, q)
+	}
+	r.rule = ""
+	return rules
+}
+
+// label returns what mistakes in a rule are filed under: its name, or its
+// number when it has none that can be one.
+func label(n *yaml.Node, i int) string {
+	for j := 0; n.Kind == yaml.MappingNode && j+1 < len(n.Content); j += 2 {
+		if name := n.Content[j+1].Value; n.Content[j].Value == "name" && ValidName(name) == nil {
+			return strconv.Quote(name)
+		}
+	}
+	return "#" + strconv.Itoa(i+1)
+}
+
+// one reads a rule.
+func (r *reader) one(n *yaml.Node) rule {
+	f := r.fields(n, "a rule", "name", "service", "requesters", "subjects", "permissions",
+		"require", "auto", "deny", "max_duration", "certificate_ttl")
+	if f == nil {
+		return rule{}
+	}
+	var q rule
+	if v := r.must(n, f, "name"); v != nil {
+		q.name = r.name(v)
+	}
+	if v := r.must(n, f, "service"); v != nil {
+		q.service = r.service(v)
+	}
+	if v := r.must(n, f, "requesters"); v != nil {
+		q.requesters = r.patterns(v, "requesters", true)
+	}
+	if v := f["subjects"]; v != nil {
+		q.subjects = r.patterns(v, "subjects", false)
+	}
+	if v := r.must(n, f, "permissions"); v != nil {
+		q.permissions = r.permissions(v)
+	}
+	r.verdict(n, f, &q)
+	r.durations(n, f, &q)
+	return q
+}
+
+// must returns the value of a key that may not be left out.
+func (r *reader) must(n *yaml.Node, f map[string]*yaml.Node, key string) *yaml.Node {
+	v := f[key]
+	if v == nil {
+		r.fail(n, "no %s: it may not be left out", key)
+	}
+	return v
+}
+
+func (r *reader) name(n *yaml.Node) string {
+	name := r.text(n, "name")
+	if name == "" {
+		return ""
+	}
+	if err := ValidName(name); err != nil {
+		r.fail(n, "%v", err)
+		return ""
+	}
+	return name
+}
+
+func (r *reader) service(n *yaml.Node) string {
+	service := r.text(n, "service")
+	if service == "" {
+		return ""
+	}
+	if err := grant.ValidService(service); err != nil {
+		r.fail(n, "service: %v", err)
+	}
+	return service
+}
+
+func (r *reader) patterns(n *yaml.Node, what string, groups bool) []pattern {
+	example := `["spiffe://acme.test/agent/*"]`
+	if groups {
+		example = `[group:engineers]`
+	}
+	var out []pattern
+	for _, item := range r.items(n, what, example) {
+		text := r.text(item, what)
+		if text == "" {
+			continue
+		}
+		p, err := parsePattern(text)
+		switch {
+		case err != nil:
+			r.fail(item, "%s: %v", what, err)
+		case p.group != "" && !groups:
+			r.fail(item, "%s: a group (%s) is of persons, but a grant is for one SPIFFE ID: write IDs", what, text)
+		case slices.Contains(out, p):
+			r.fail(item, "%s: %s twice: keep one", what, text)
+		default:
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func (r *reader) permissions(n *yaml.Node) []grant.Permission {
+	var out []grant.Permission
+	for _, item := range r.items(n, "permissions", `["GET,HEAD /accounts/**"]`) {
+		text := r.text(item, "permissions")
+		if text == "" {
+			continue
+		}
+		p, err := grant.ParsePermission(text)
+		switch {
+		case err != nil:
+			r.fail(item, "permissions: %v", err)
+		case slices.Contains(out, p):
+			r.fail(item, "permissions: %s twice: keep one", p)
+		default:
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// verdict reads the one of require, auto and deny that a rule has.
+func (r *reader) verdict(n *yaml.Node, f map[string]*yaml.Node, q *rule) {
+	var have []string
+	for _, key := range []string{"require", "auto", "deny"} {
+		if f[key] != nil {
+			have = append(have, key)
+		}
+	}
+	switch {
+	case len(have) == 0:
+		r.fail(n, "neither require, auto nor deny: write one, such as require: [{group: owners, approvals: 1}]")
+	case len(have) > 1:
+		r.fail(f[have[1]], "%s together with %s: keep one of require, auto and deny", have[0], have[1])
+	}
+	if v := f["require"]; v != nil {
+		q.require = r.requirements(v)
+	}
+	if v := f["auto"]; v != nil {
+		if q.auto = v.Tag == "!!bool" && v.Value == "true"; !q.auto {
+			r.fail(v, "auto is %s: write auto: true, or require who must approve", kindOf(v))
+		}
+	}
+	if v := f["deny"]; v != nil {
+		if q.deny = r.text(v, "deny"); len(q.deny) > 500 {
+			r.fail(v, "deny is %d bytes: at most 500", len(q.deny))
+		}
+	}
+}
+
+func (r *reader) requirements(n *yaml.Node) []Requirement {
+	var out []Requirement
+	for _, item := range r.items(n, "require", "[{group: owners, approvals: 1}] (auto: true asks nobody)") {
+		f := r.fields(item, "require", "group", "approvals")
+		if f == nil {
+			continue
+		}
+		var q Requirement
+		if v := r.must(item, f, "group"); v != nil {
+			q.Group = r.group(v)
+		}
+		if v := r.must(item, f, "approvals"); v != nil {
+			q.Approvals = r.integer(v, "approvals", 1, MaxApprovals)
+		}
+		if slices.ContainsFunc(out, func(o Requirement) bool { return o.Group == q.Group && q.Group != "" }) {
+			r.fail(item, "require: group %s twice: keep the larger number", q.Group)
+		}
+		out = append(out, q)
+	}
+	return out
+}
+
+func (r *reader) group(n *yaml.Node) string {
+	group := r.text(n, "group")
+	if group == "" {
+		return ""
+	}
+	if err := ValidName(group); err != nil {
+		r.fail(n, "group: %v", err)
+		return ""
+	}
+	return group
+}
+
+// durations reads max_duration and certificate_ttl, which a rule that denies
+// has no use for.
+func (r *reader) durations(n *yaml.Node, f map[string]*yaml.Node, q *rule) {
+	if f["deny"] != nil {
+		for _, key := range []string{"max_duration", "certificate_ttl"} {
+			if v := f[key]; v != nil {
+				r.fail(v, "%s in a rule that denies: leave it out", key)
+			}
+		}
+		return
+	}
+	v := r.must(n, f, "max_duration")
+	if v == nil {
+		return
+	}
+	q.maxDuration = r.duration(v, "max_duration", MinDuration, MaxDuration)
+	if q.maxDuration == 0 {
+		return
+	}
+	q.certificateTTL = min(DefaultCertificateTTL, q.maxDuration)
+	if v := f["certificate_ttl"]; v != nil {
+		q.certificateTTL = r.ttl(v, q.maxDuration)
+	}
+}
+
+func (r *reader) ttl(n *yaml.Node, most time.Duration) time.Duration {
+	return r.duration(n, fmt.Sprintf("certificate_ttl (with max_duration %s)", span(most)), MinDuration, most)
+}

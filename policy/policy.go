@@ -1,0 +1,146 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/hallpass/hallpass/grant"
+)
+
+// Limits of a policy. A request is decided inside the state machine, so its
+// cost must be bounded.
+const (
+	// MaxSize is the number of bytes over which a policy is refused.
+	MaxSize = 256 << 10
+	// MaxRules is the number of rules a policy may have.
+	MaxRules = 1000
+	// MaxApprovals is the number of approvals a rule may demand of one group.
+	MaxApprovals = 20
+	// MaxDuration is the longest grant a rule may allow.
+	MaxDuration = 30 * 24 * time.Hour
+	// MinDuration is the shortest max_duration and certificate_ttl.
+	MinDuration = time.Minute
+	// DefaultCertificateTTL is the certificate_ttl of a rule without one,
+	// unless its max_duration is shorter.
+	DefaultCertificateTTL = 5 * time.Minute
+
+	maxList = 100
+	maxName = 63
+)
+
+// Policy is a checked set of rules, as [Parse] returns it. The zero value has
+// no rules and denies everything. It is immutable.
+type Policy struct {
+	rules []rule
+}
+
+// Request is what is asked for, and by whom.
+type Request struct {
+	// Requester is the SPIFFE ID of the caller.
+	Requester spiffeid.ID
+	// Groups are those of the requester's person; empty when it maps to none.
+	Groups []string
+	// Subject is whom the grant is for; often the requester.
+	Subject spiffeid.ID
+	// Scope is the service and the permissions there.
+	Scope grant.Scope
+	// Duration is how long the grant is to live.
+	Duration time.Duration
+}
+
+// Requirement is a group and how many of its persons must approve.
+type Requirement struct {
+	Group     string `json:"group"`
+	Approvals int    `json:"approvals"`
+}
+
+// Outcome is what the policy says about a request.
+type Outcome struct {
+	// Allowed says that the request may be made.
+	Allowed bool
+	// Auto says that it is granted at once. Exactly one of Auto and a
+	// non-empty Require holds for an allowed request.
+	Auto bool
+	// Rules names the rules that apply, in the policy's order.
+	Rules []string
+	// Require is what must be met, all of it: sorted by group, each group once.
+	Require []Requirement
+	// MaxDuration is the longest duration that may be asked for. Also set when
+	// the request was denied for asking for more.
+	MaxDuration time.Duration
+	// CertificateTTL is how long each certificate of the grant may live.
+	CertificateTTL time.Duration
+	// Reason says why the request is denied, and what would be right.
+	Reason string
+}
+
+// rule is one checked rule. Exactly one of auto, deny and require is set.
+type rule struct {
+	name           string
+	service        string
+	requesters     []pattern
+	subjects       []pattern
+	permissions    []grant.Permission
+	auto           bool
+	deny           string
+	require        []Requirement
+	maxDuration    time.Duration
+	certificateTTL time.Duration
+}
+
+// Groups returns every group that the policy names, as requesters or as
+// approvers, sorted, each once.
+func (p *Policy) Groups() []string {
+	if p == nil {
+		return nil
+	}
+	var groups []string
+	for _, r := range p.rules {
+		for _, q := range r.requesters {
+			if q.group != "" {
+				groups = append(groups, q.group)
+			}
+		}
+		for _, q := range r.require {
+			groups = append(groups, q.Group)
+		}
+	}
+	slices.Sort(groups)
+	return slices.Compact(groups)
+}
+
+// Names returns the names of the rules in the policy's order.
+func (p *Policy) Names() []string {
+	if p == nil {
+		return nil
+	}
+	names := make([]string, len(p.rules))
+	for i, r := range p.rules {
+		names[i] = r.name
+	}
+	return names
+}
+
+// ErrName is returned when a group's or rule's name is malformed.
+var ErrName = errors.New("bad name")
+
+// ValidName checks that a name can be a group's or a rule's: 1 to 63 of a-z,
+// 0-9, ".", "_" and "-", the first a letter or digit. Errors wrap [ErrName].
+func ValidName(name string) error {
+	if name == "" || len(name) > maxName {
+		return fmt.Errorf("%w %q: write 1 to %d characters", ErrName, name, maxName)
+	}
+	for i, c := range []byte(name) {
+		switch {
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9':
+		case i > 0 && (c == '.' || c == '_' || c == '-'):
+		default:
+			return fmt.Errorf("%w %q: write lower-case letters, digits, \".\", \"_\" and \"-\", first a letter or digit", ErrName, name)
+		}
+	}
+	return nil
+}
