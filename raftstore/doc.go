@@ -1,0 +1,92 @@
+// Package raftstore is a replicated log that hosts one deterministic [Machine] on each node of a small cluster. It knows
+// bytes, node keys and indexes, and nothing of what the commands mean: whoever needs to know who may do what decides that
+// in the Machine, where every node decides it again.
+//
+// # Duty
+//
+// What [Store.Propose] has acknowledged is on the disks of a quorum, was applied everywhere in one order, and is never
+// lost while a quorum of disks lives. What Propose could not find out it calls [ErrAmbiguous], and nothing else so. What
+// a [Store.View] shows after a [Store.Linearize] is no older than anything anyone was told before.
+//
+//	Propose ──► raft log (raft.db, synced) ──► quorum ──► ApplyBatch ──► state.db: Machine's keys + position, one transaction
+//	                     ▲                                                  │         ▲
+//	      AppendEntries over pinned-key TLS                            snapshots/ ────┘ restore: checked, synced, renamed
+//	                                                                  (file + state hash + CRC)
+//
+// # Trust boundary
+//
+// A peer is a public key. Each node has a long-lived Ed25519 key, and the membership, the same on all nodes, lists them.
+// Connections are TLS 1.3 in which both ends prove their key; certificates are made on the spot to carry it, and no name,
+// date or signature in them is looked at. There is no CA to ask and nothing that expires: a cluster whose transport
+// certificates had to be renewed through the cluster itself would, once stopped for too long, never start again. The
+// first bytes on a connection then say what it carries, raft's messages or an application stream, and a fingerprint of
+// membership and time-outs, so that a node that counts its quorum otherwise is not listened to at all.
+//
+// A member's key is worth that member: raft does not survive a member that lies. A stranger can cost the node a bounded
+// number of half-open connections, of which the oldest makes room, and one log line a second.
+//
+// # What is kept, and what is a cache
+//
+// The log file holds votes and entries and is synced with every write; together with the newest snapshot it is the node.
+// The state file is a cache of the two. It is never synced while it runs, so after a crash its pages may belong to
+// different transactions; only a marker, written after a last sync by a Close in order and removed before the first write
+// of the next run, says that it can be believed. Without the marker it is deleted and made anew. The index applied last
+// is kept inside the state's own transactions, since raft's AppliedIndex means "sent", not "applied".
+//
+// A snapshot is the state file as of one transaction, followed by the hash of its content and a checksum. It is checked
+// when it is written, when it arrives, before it replaces a state and at every start. A damaged one is refused; when the
+// log cannot do without it, the node does not start and the error says what to copy from where. At an index where a
+// snapshot and this node's state disagree, the node halts: one of two nodes has diverged, and guessing which would make
+// it two.
+//
+// # Reads
+//
+// One barrier a term, then VerifyLeader per round of reads, then the term again. Reads that arrive during a round share
+// the next one, never the one under way. Raft's VerifyLeader counts any answer that comes after the question, also an
+// answer to a message sent before it: a process that was paused and finds old answers in its sockets would be confirmed
+// after others have elected a new leader. So the transport numbers its messages, and a read is confirmed only by answers
+// to messages sent after it came. TestOldAnswersConfirmNothing shows both.
+//
+// # What is mended around raft
+//
+// hashicorp/raft 1.7.3, as it is, with these held off from outside, each by a test that fails without it where one could
+// be made:
+//   - raft#695, a heartbeat on the fast path raises the term under a leader's hands and two entries share index and term:
+//     no fast path. TestHeartbeatFastPathDiverges shows two logs come apart in a schedule of a dozen steps.
+//   - raft#696, a transfer of leadership that is interrupted while the target catches up refuses commands for ever:
+//     everything is committed and nothing let in before raft's transfer begins; if it hangs all the same, the node halts.
+//   - raft#503, #614, a disk that hangs or fails under a leader: the transport falls silent and another is elected, or
+//     the node halts. A hung write is never reported as failed, for it may yet land.
+//   - raft#612, a pipeline that never resumes: no pipelining.
+//   - raft#697, snapshots sent in an endless loop to a node whose uncommitted tail reaches past them: TrailingLogs keeps
+//     far more entries than a leader can append without a quorum before its lease ends.
+//   - NotifyCh stops raft while nobody reads: [Store.Lead] listens to LeaderCh, which drops, and takes each signal for an
+//     end and perhaps a beginning.
+//
+// # When it stops
+//
+// A node halts, rather than go on, when the state cannot be written, the Machine panics, a log write fails, its state
+// differs from a snapshot's, or raft is wedged. [Store.Done] is closed, [Store.Err] says why, and proposals under way end
+// as [ErrAmbiguous]. Start it again once the reason is gone; it will rebuild its state.
+//
+// # Trade-offs
+//
+//   - Without the fast path a follower answers heartbeats between its disk writes. Where one takes longer than the lease
+//     (150 ms) on both followers at once, the leader steps down though nothing is wrong. Raise [Timing] on slow disks, on
+//     all nodes together.
+//   - Without pipelining each follower is sent one message at a time, up to 512 entries: a round trip more for a command
+//     that comes while one is under way, nothing for throughput.
+//   - One fsync on the leader and one on the slower of the faster two nodes stand in every commit; commands that wait
+//     together share them.
+//   - A start after a crash reads the newest snapshot about four times (raft's checksum and ours, before and while it is
+//     restored) and replays at most SnapshotThreshold entries and some; a start in order replays nothing but skips
+//     through them.
+//   - A snapshot is a whole file, also when little has changed since the last.
+//   - A long View holds back the growth of the state file's memory map once it is over 256 MiB, and a restore at any
+//     size; readers are to be short.
+//   - Which nodes there are is fixed when the cluster is made: a config that lists others than the log is refused. Their
+//     addresses can change at any start, their keys with a restart of all.
+//   - A node cannot tell a wiped disk from a new one. One that comes back without its raft.db under its old key votes as
+//     if it had never acknowledged anything, and can so elect a leader that lacks what it once helped to commit. Keep that
+//     file; a node that lost it stays away.
+package raftstore

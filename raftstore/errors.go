@@ -1,0 +1,39 @@
+package raftstore
+
+import "errors"
+
+// An error of Propose that does not wrap ErrAmbiguous means: nothing was proposed, and nothing will commit.
+var (
+	// ErrNotLeader is returned when another node leads. Leader says whom to ask instead.
+	ErrNotLeader = errors.New("raftstore: this node does not lead")
+
+	// ErrNoQuorum is returned when no leader is known here: fewer than a quorum can be reached, or an election is under
+	// way.
+	ErrNoQuorum = errors.New("raftstore: no leader is known")
+
+	// ErrAmbiguous is returned when the command may or may not commit, now or later. The caller MUST NOT act on either
+	// outcome before it has read back, after a Linearize that succeeded at the node that leads then.
+	ErrAmbiguous = errors.New("raftstore: the outcome is not known: the command may still commit")
+
+	// ErrBusy is returned when the log takes no more commands for now.
+	ErrBusy = errors.New("raftstore: the log is not keeping up")
+
+	// ErrTooLarge is returned when a command is over Config.MaxCommand bytes.
+	ErrTooLarge = errors.New("raftstore: command too large")
+
+	// ErrClosed is returned when the store was closed.
+	ErrClosed = errors.New("raftstore: closed")
+
+	// ErrHalted is returned when the node stopped itself because going on would be wrong; Err says why.
+	ErrHalted = errors.New("raftstore: the node has halted")
+
+	// ErrDamagedSnapshot is returned when a snapshot is not byte for byte what was written, or its state is not the state
+	// that was hashed.
+	ErrDamagedSnapshot = errors.New("raftstore: damaged snapshot")
+
+	// ErrWrongNode is returned by Open when Dir belongs to another node or another membership.
+	ErrWrongNode = errors.New("raftstore: the data is another node's")
+
+	// ErrUnknownPeer is returned when a connection's other end does not hold the key that the membership pins.
+	ErrUnknownPeer = errors.New("raftstore: the peer's key is not the pinned one")
+)

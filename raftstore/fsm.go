@@ -1,0 +1,162 @@
+package raftstore
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/hashicorp/raft"
+	"go.etcd.io/bbolt"
+)
+
+// fsm feeds committed entries to the Machine. Raft calls it from one goroutine, which owns the fields that are not
+// otherwise safe for concurrent use.
+type fsm struct {
+	machine Machine
+	state   *state
+	applied *watermark
+	halt    func(error)
+	logger  *slog.Logger
+	failed  error // owned by raft's goroutine; once set, nothing is applied or acknowledged
+}
+
+// outcome is what a proposer gets of an entry that was committed.
+type outcome struct {
+	result []byte
+	err    error // set when this node could not apply it
+}
+
+func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
+
+// ApplyBatch applies all entries in one transaction, with the position they end at.
+func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
+	outcomes := make([]any, len(logs))
+	if f.failed == nil {
+		if err := f.apply(logs, outcomes); err != nil {
+			// The entries are committed, but this node does not have them. To go on would leave a hole in its state that
+			// later commands are decided on: whoever it then leads would be told another truth than the others.
+			f.failed = fmt.Errorf("apply entries %d to %d: %w", logs[0].Index, logs[len(logs)-1].Index, err)
+			f.halt(f.failed)
+		}
+	}
+	if f.failed != nil {
+		for i := range outcomes {
+			outcomes[i] = outcome{err: f.failed}
+		}
+	}
+	return outcomes
+}
+
+func (f *fsm) apply(logs []*raft.Log, outcomes []any) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the machine panicked: %v", p)
+		}
+	}()
+	var reached position
+	err = f.state.use(func(db *bbolt.DB) error {
+		return db.Update(func(tx *bbolt.Tx) error {
+			at, err := readPosition(tx)
+			if err != nil {
+				return err
+			}
+			reached = at
+			t := &boltTx{bucket: tx.Bucket([]byte(bucketState))}
+			for i, l := range logs {
+				outcomes[i] = outcome{}
+				if l.Index <= at.index {
+					continue // replayed after a clean start: the state file has it
+				}
+				if l.Type == raft.LogCommand {
+					outcomes[i] = outcome{result: bytes.Clone(f.machine.Apply(t, l.Index, l.Data))}
+				}
+				reached = position{l.Index, l.Term}
+			}
+			if t.err != nil {
+				return fmt.Errorf("write state: %w", t.err)
+			}
+			if reached == at {
+				return nil
+			}
+			return writePosition(tx, reached)
+		})
+	})
+	if err != nil {
+		return err
+	}
+	f.applied.set(reached.index)
+	return nil
+}
+
+// Snapshot fixes the state to write; Persist writes it while Apply goes on.
+func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
+	if f.failed != nil {
+		return nil, f.failed
+	}
+	var snap *stateSnapshot
+	err := f.state.use(func(db *bbolt.DB) error {
+		tx, err := db.Begin(false)
+		if err != nil {
+			return fmt.Errorf("begin: %w", err)
+		}
+		at, err := readPosition(tx)
+		if err != nil {
+			return errors.Join(err, tx.Rollback())
+		}
+		snap = &stateSnapshot{tx: tx, at: at}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("snapshot: %w", err)
+	}
+	return snap, nil
+}
+
+// Restore replaces the state by a snapshot's, once every byte and the state itself have been checked.
+func (f *fsm) Restore(source io.ReadCloser) error {
+	if f.failed != nil {
+		return f.failed
+	}
+	temp := f.state.path + ".restore"
+	defer func() { _ = os.Remove(temp) }() // gone by rename when all went well
+	info, err := writeStateFile(temp, source)
+	if err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	at, err := f.state.position()
+	if err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	if at.index > info.at.index {
+		// This state holds all of the snapshot and more that was committed; raft replays from the snapshot's index and
+		// ApplyBatch skips what is here. Readers never see the state go backwards.
+		f.logger.Info("snapshot is older than the state, kept the state", "snapshot", info.at.index, "state", at.index)
+		return nil
+	}
+	if at == info.at {
+		err = f.compare(info)
+	} else if err = f.state.replace(temp); err == nil {
+		f.applied.set(info.at.index)
+	}
+	if err != nil {
+		f.failed = fmt.Errorf("restore: %w", err)
+		f.halt(f.failed)
+	}
+	return f.failed
+}
+
+// compare halts a node whose state at the snapshot's index is another than the snapshot's.
+func (f *fsm) compare(info snapshotInfo) error {
+	at, sum, err := f.state.hash()
+	if err != nil {
+		return err
+	}
+	if at == info.at && sum != info.sum {
+		return fmt.Errorf("at index %d this node's state is %x and the snapshot's is %x: one of the two diverged",
+			at.index, sum[:8], info.sum[:8])
+	}
+	return nil
+}

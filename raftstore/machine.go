@@ -1,0 +1,28 @@
+package raftstore
+
+// Reader reads one consistent state. Slices it hands out, and slices it hands to fn, belong to the store: they MUST NOT
+// be written to, nor kept after the function that was given the Reader has returned.
+type Reader interface {
+	// Get returns the value of key, or nil when there is none. The value of a present key is never nil.
+	Get(key []byte) []byte
+	// Scan calls fn with each pair whose key starts with prefix and is not below from, in ascending byte order of keys,
+	// until fn returns false. A nil from starts at the prefix; an empty prefix is every key.
+	Scan(prefix, from []byte, fn func(k, v []byte) bool)
+}
+
+// Tx reads and writes the state one command sees. Keys are 1 to 32,768 bytes. A Scan sees what was written before each
+// step, also by its own fn.
+type Tx interface {
+	Reader
+	Put(key, value []byte)
+	Delete(key []byte)
+}
+
+// Machine is what every node runs on the same commands in the same order.
+//
+// Apply MUST be deterministic: the same state, index and data give the same writes and the same result on every node
+// and on every replay. It MUST NOT look at a clock, a random source, the environment or memory of its own, MUST NOT
+// panic, and MUST NOT keep tx, data or anything read from tx. A refused command is a result, not a failure.
+type Machine interface {
+	Apply(tx Tx, index uint64, data []byte) (result []byte)
+}

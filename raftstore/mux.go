@@ -1,0 +1,362 @@
+package raftstore
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+const (
+	// A connection that has not proven its key by then is closed.
+	handshakeTimeout = 5 * time.Second
+
+	// Handshakes at once, so that strangers cost a bounded amount of memory. The oldest makes room: a flood of silent
+	// connections would otherwise keep the members out, whose handshakes take milliseconds.
+	handshakeSlots  = 64
+	peerStreams     = 64 // per peer and kind; the oldest makes room, as after a crash its other end is gone
+	acceptBacklog   = 16
+	refusalLogEvery = time.Second
+)
+
+// PeerConn is an application stream to or from another member.
+type PeerConn struct {
+	*tls.Conn
+	peer string
+	kind streamKind
+	mux  *mux
+}
+
+// PeerID names the member at the other end.
+func (c *PeerConn) PeerID() string { return c.peer }
+
+// Close closes the stream.
+func (c *PeerConn) Close() error {
+	c.mux.forget(c)
+	return c.Conn.Close()
+}
+
+// mux carries raft's and the application's streams over one listener.
+type mux struct {
+	id          string
+	pins        *pins
+	members     map[string]Member
+	fingerprint [sha256.Size]byte
+	listener    net.Listener
+	logger      *slog.Logger
+	queues      map[streamKind]*streamQueue
+	ctx         context.Context
+	cancel      context.CancelFunc
+	running     sync.WaitGroup // the accept loop and its handshakes
+
+	mu        sync.Mutex
+	closed    bool                     // guarded by mu
+	streams   map[*PeerConn]struct{}   // guarded by mu; both directions
+	arrived   map[peerKind][]*PeerConn // guarded by mu; inbound, oldest first
+	greeting  []net.Conn               // guarded by mu; handshakes under way, oldest first
+	refusedAt time.Time                // guarded by mu
+	refused   int                      // guarded by mu; since refusedAt, not logged
+}
+
+type peerKind struct {
+	peer string
+	kind streamKind
+}
+
+func newMux(s settings) (*mux, error) {
+	p, err := newPins(s)
+	if err != nil {
+		return nil, err
+	}
+	m := &mux{
+		id: s.ID, pins: p, members: s.members, fingerprint: s.fingerprint(), listener: s.Listener, logger: s.Logger,
+		streams: make(map[*PeerConn]struct{}), arrived: make(map[peerKind][]*PeerConn),
+	}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	m.queues = map[streamKind]*streamQueue{streamRaft: newStreamQueue(s.ID), streamApp: newStreamQueue(s.ID)}
+	m.running.Go(m.accept)
+	return m, nil
+}
+
+// accept ends when close has closed the listener.
+func (m *mux) accept() {
+	delay := time.Millisecond
+	for {
+		conn, err := m.listener.Accept()
+		if err != nil {
+			if m.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			m.logger.Error("accept", "error", err)
+			select {
+			case <-time.After(delay):
+			case <-m.ctx.Done():
+				return
+			}
+			delay = min(2*delay, time.Second)
+			continue
+		}
+		delay = time.Millisecond
+		m.expect(conn)
+		m.running.Go(func() { m.admit(conn) })
+	}
+}
+
+// expect makes room for a handshake; the end of another's connection ends that one.
+func (m *mux) expect(conn net.Conn) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.greeting) >= handshakeSlots {
+		_ = m.greeting[0].Close()
+		m.greeting = m.greeting[1:]
+	}
+	m.greeting = append(m.greeting, conn)
+}
+
+func (m *mux) greeted(conn net.Conn) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if i := slices.Index(m.greeting, conn); i >= 0 {
+		m.greeting = slices.Delete(m.greeting, i, i+1)
+	}
+}
+
+// admit lets one inbound connection in, or closes it.
+func (m *mux) admit(conn net.Conn) {
+	stream, err := m.greet(conn)
+	m.greeted(conn)
+	if err != nil {
+		m.refuse(conn, err)
+		return
+	}
+	queue := m.queues[stream.kind]
+	patience := time.NewTimer(handshakeTimeout) // with nobody accepting, streams must not pile up
+	defer patience.Stop()
+	select {
+	case queue.streams <- stream:
+		return
+	case <-queue.done:
+	case <-patience.C:
+	case <-m.ctx.Done():
+	}
+	_ = stream.Close()
+}
+
+// greet proves the other end's key and reads what the stream carries.
+func (m *mux) greet(conn net.Conn) (*PeerConn, error) {
+	ctx, cancel := context.WithTimeout(m.ctx, handshakeTimeout)
+	defer cancel()
+	if err := conn.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
+		return nil, err
+	}
+	secure := tls.Server(conn, m.pins.server())
+	if err := secure.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	peer, err := m.pins.peer(secure.ConnectionState())
+	if err != nil {
+		return nil, err
+	}
+	head := make([]byte, prefaceSize)
+	if _, err := io.ReadFull(secure, head); err != nil {
+		return nil, fmt.Errorf("read preface of %q: %w", peer, err)
+	}
+	kind, err := readPreface(head, m.fingerprint)
+	if err != nil {
+		return nil, fmt.Errorf("peer %q: %w", peer, err)
+	}
+	stream, err := m.remember(&PeerConn{Conn: secure, peer: peer, kind: kind, mux: m}, true)
+	if err != nil {
+		return nil, err
+	}
+	_, err = secure.Write([]byte{byte(kind)})
+	if err := errors.Join(err, conn.SetDeadline(time.Time{})); err != nil {
+		m.forget(stream)
+		return nil, err
+	}
+	return stream, nil
+}
+
+// refuse closes a connection and says so, at most once a second: a flood of strangers must not fill the disk with logs.
+func (m *mux) refuse(conn net.Conn, err error) {
+	_ = conn.Close()
+	if unlogged, ok := m.countRefusal(); ok {
+		m.logger.Warn("refused a connection", "remote", conn.RemoteAddr().String(), "error", err, "unlogged", unlogged)
+	}
+}
+
+func (m *mux) countRefusal() (unlogged int, log bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return 0, false
+	}
+	if time.Since(m.refusedAt) < refusalLogEvery {
+		m.refused++
+		return 0, false
+	}
+	unlogged, m.refused = m.refused, 0
+	m.refusedAt = time.Now()
+	return unlogged, true
+}
+
+// dial opens a stream to a member, proving both keys.
+func (m *mux) dial(ctx context.Context, id string, kind streamKind) (*PeerConn, error) {
+	member, ok := m.members[id]
+	if !ok || id == m.id {
+		return nil, fmt.Errorf("raftstore: dial %q: not another member", id)
+	}
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "tcp", member.Address)
+	if err != nil {
+		return nil, fmt.Errorf("raftstore: dial %q: %w", id, err)
+	}
+	stream, err := m.open(ctx, conn, id, kind)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("raftstore: dial %q: %w", id, err), conn.Close())
+	}
+	return stream, nil
+}
+
+func (m *mux) open(ctx context.Context, conn net.Conn, id string, kind streamKind) (*PeerConn, error) {
+	// A cancelled or late dial ends at once, wherever it is.
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	secure := tls.Client(conn, m.pins.client(id))
+	if err := secure.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	if _, err := secure.Write(preface(kind, m.fingerprint)); err != nil {
+		return nil, err
+	}
+	answer := make([]byte, 1)
+	if _, err := io.ReadFull(secure, answer); err != nil {
+		return nil, fmt.Errorf("not let in, see the other node's log: %w", err)
+	}
+	if answer[0] != byte(kind) {
+		return nil, errors.New("it answers with another stream kind")
+	}
+	if !stop() {
+		return nil, context.Cause(ctx)
+	}
+	return m.remember(&PeerConn{Conn: secure, peer: id, kind: kind, mux: m}, false)
+}
+
+// remember keeps the stream so that close can end it.
+func (m *mux) remember(c *PeerConn, inbound bool) (*PeerConn, error) {
+	m.mu.Lock()
+	var evicted *PeerConn
+	defer func() {
+		m.mu.Unlock()
+		if evicted != nil {
+			_ = evicted.Close()
+		}
+	}()
+	if m.closed {
+		return nil, ErrClosed
+	}
+	if inbound {
+		key := peerKind{c.peer, c.kind}
+		if q := m.arrived[key]; len(q) >= peerStreams {
+			evicted = q[0]
+		}
+		m.arrived[key] = append(m.arrived[key], c)
+	}
+	m.streams[c] = struct{}{}
+	return c, nil
+}
+
+func (m *mux) forget(c *PeerConn) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.streams, c)
+	key := peerKind{c.peer, c.kind}
+	if i := slices.Index(m.arrived[key], c); i >= 0 {
+		m.arrived[key] = slices.Delete(m.arrived[key], i, i+1)
+	}
+}
+
+// close ends every stream and waits for the accept loop.
+func (m *mux) close() error {
+	m.mu.Lock()
+	m.closed = true
+	streams := make([]*PeerConn, 0, len(m.streams))
+	for c := range m.streams {
+		streams = append(streams, c)
+	}
+	for _, conn := range m.greeting {
+		_ = conn.Close()
+	}
+	m.mu.Unlock()
+	m.cancel()
+	err := m.listener.Close()
+	if errors.Is(err, net.ErrClosed) {
+		err = nil
+	}
+	for _, q := range m.queues {
+		_ = q.Close()
+	}
+	for _, c := range streams {
+		_ = c.NetConn().Close() // no close_notify: it could block on a peer that does not read
+		m.forget(c)
+	}
+	m.running.Wait()
+	return err
+}
+
+// streamQueue is a net.Listener of admitted streams of one kind.
+type streamQueue struct {
+	addr    nodeAddr
+	streams chan *PeerConn
+	done    chan struct{}
+	once    sync.Once
+}
+
+func newStreamQueue(id string) *streamQueue {
+	return &streamQueue{addr: nodeAddr(id), streams: make(chan *PeerConn, acceptBacklog), done: make(chan struct{})}
+}
+
+func (q *streamQueue) Accept() (net.Conn, error) {
+	select {
+	case c := <-q.streams:
+		return c, nil
+	case <-q.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (q *streamQueue) Close() error {
+	q.once.Do(func() { close(q.done) })
+	return nil
+}
+
+func (q *streamQueue) Addr() net.Addr { return q.addr }
+
+// nodeAddr is a node's ID as an address: raft's membership names nodes, and the mux knows where they live.
+type nodeAddr string
+
+func (nodeAddr) Network() string  { return "hallpass" }
+func (a nodeAddr) String() string { return string(a) }
+
+// raftStreams is raft's view of the mux.
+type raftStreams struct {
+	*streamQueue
+	mux *mux
+}
+
+func (s raftStreams) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(s.mux.ctx, timeout)
+	defer cancel()
+	return s.mux.dial(ctx, string(address), streamRaft)
+}

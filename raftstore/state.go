@@ -1,0 +1,256 @@
+package raftstore
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+// The state file has two buckets: what the Machine wrote, and where in the log that stands.
+const (
+	bucketState = "state"
+	bucketMeta  = "meta"
+	keyPosition = "position"
+
+	// A read transaction holds the memory map; growing the map waits for it. With this much reserved address space a
+	// snapshot being written never stops Apply before the state is this large.
+	stateMapSize = 256 << 20
+
+	lockTimeout = 2 * time.Second
+)
+
+// position is where in the log a state stands: the index and term of the last entry in it. The zero position is the
+// state before any entry.
+type position struct{ index, term uint64 }
+
+// state is the bbolt file with the Machine's state. It is a cache of snapshot + log, never synced while it runs.
+type state struct {
+	path    string
+	maxSize int // of the file in bytes; 0 is no limit
+
+	mu sync.RWMutex // held for reading while db is in use, for writing while it is exchanged
+	db *bbolt.DB    // guarded by mu; nil once closed
+}
+
+func openState(path string) (*state, error) {
+	s := &state{path: path}
+	db, err := openStateFile(path, 0)
+	if err != nil {
+		return nil, err
+	}
+	s.db = db
+	return s, nil
+}
+
+func openStateFile(path string, maxSize int) (*bbolt.DB, error) {
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
+		Timeout:         lockTimeout,
+		NoSync:          true,
+		NoFreelistSync:  true,
+		FreelistType:    bbolt.FreelistMapType,
+		InitialMmapSize: stateMapSize,
+		MaxSize:         maxSize,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open state file: %w", err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		if _, err := tx.CreateBucketIfNotExists([]byte(bucketState)); err != nil {
+			return err
+		}
+		_, err := tx.CreateBucketIfNotExists([]byte(bucketMeta))
+		return err
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("prepare state file: %w", err), db.Close())
+	}
+	return db, nil
+}
+
+// use runs fn with the open file, which nobody exchanges meanwhile.
+func (s *state) use(fn func(db *bbolt.DB) error) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.db == nil {
+		return ErrClosed
+	}
+	return fn(s.db)
+}
+
+func (s *state) view(fn func(r Reader, at position) error) error {
+	return s.use(func(db *bbolt.DB) error {
+		return db.View(func(tx *bbolt.Tx) error {
+			at, err := readPosition(tx)
+			if err != nil {
+				return err
+			}
+			return fn(&boltTx{bucket: tx.Bucket([]byte(bucketState))}, at)
+		})
+	})
+}
+
+func (s *state) position() (at position, err error) {
+	err = s.view(func(_ Reader, p position) error { at = p; return nil })
+	return at, err
+}
+
+// hash returns the hash of the whole state and where it stands.
+func (s *state) hash() (at position, sum [sha256.Size]byte, err error) {
+	err = s.view(func(r Reader, p position) error {
+		at, sum = p, hashState(r)
+		return nil
+	})
+	return at, sum, err
+}
+
+// hashState is SHA-256 over every pair in ascending order of keys, each preceded by its length in 8 bytes: no two states
+// have one encoding. It depends on the content alone, not on how bbolt laid it out.
+func hashState(r Reader) [sha256.Size]byte {
+	h := sha256.New()
+	var n [8]byte
+	field := func(b []byte) {
+		binary.BigEndian.PutUint64(n[:], uint64(len(b)))
+		_, _ = h.Write(n[:]) // a hash's Write never fails
+		_, _ = h.Write(b)
+	}
+	r.Scan(nil, nil, func(k, v []byte) bool {
+		field(k)
+		field(v)
+		return true
+	})
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// replace closes the current file, puts the file at path in its place and opens that. Readers see the one or the other.
+func (s *state) replace(path string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.db == nil {
+		return ErrClosed
+	}
+	err := s.db.Close() // waits for the transactions of a snapshot being written
+	s.db = nil
+	if err != nil {
+		return fmt.Errorf("close state file: %w", err)
+	}
+	if err := os.Rename(path, s.path); err != nil {
+		return fmt.Errorf("replace state file: %w", err)
+	}
+	if err := syncDir(filepath.Dir(s.path)); err != nil {
+		return err
+	}
+	s.db, err = openStateFile(s.path, s.maxSize)
+	return err
+}
+
+// close closes the file; with flush its content has reached the disk when close returns nil.
+func (s *state) close(flush bool) (at position, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.db == nil {
+		return at, ErrClosed
+	}
+	db := s.db
+	s.db = nil
+	err = db.View(func(tx *bbolt.Tx) (err error) {
+		at, err = readPosition(tx)
+		return err
+	})
+	if err == nil && flush {
+		err = db.Sync()
+	}
+	return at, errors.Join(err, db.Close())
+}
+
+func readPosition(tx *bbolt.Tx) (position, error) {
+	v := tx.Bucket([]byte(bucketMeta)).Get([]byte(keyPosition))
+	switch len(v) {
+	case 0:
+		return position{}, nil
+	case 16:
+		return position{binary.BigEndian.Uint64(v), binary.BigEndian.Uint64(v[8:])}, nil
+	}
+	return position{}, fmt.Errorf("state file: a position of %d bytes", len(v))
+}
+
+func writePosition(tx *bbolt.Tx, at position) error {
+	v := binary.BigEndian.AppendUint64(nil, at.index)
+	v = binary.BigEndian.AppendUint64(v, at.term)
+	return tx.Bucket([]byte(bucketMeta)).Put([]byte(keyPosition), v)
+}
+
+// boltTx is the Reader and the Tx over one bbolt transaction.
+type boltTx struct {
+	bucket *bbolt.Bucket
+	writes int   // how many, so that a Scan notices writes of its own fn
+	err    error // the first write that failed; the transaction MUST NOT be committed then
+}
+
+func (t *boltTx) Get(key []byte) []byte {
+	if len(key) == 0 {
+		return nil
+	}
+	return t.bucket.Get(key)
+}
+
+// Scan goes by keys rather than by bbolt's cursor once fn has written: where a cursor stands after a write depends on the
+// page layout, which differs between a node that replayed the log and one that got a snapshot.
+func (t *boltTx) Scan(prefix, from []byte, fn func(k, v []byte) bool) {
+	start := prefix
+	if bytes.Compare(from, prefix) > 0 {
+		start = from
+	}
+	c := t.bucket.Cursor()
+	k, v := c.Seek(start)
+	for k != nil && bytes.HasPrefix(k, prefix) {
+		before := t.writes
+		if !fn(k, v) {
+			return
+		}
+		if t.writes == before {
+			k, v = c.Next()
+			continue
+		}
+		after := append(bytes.Clone(k), 0) // the least key above k
+		c = t.bucket.Cursor()
+		k, v = c.Seek(after)
+	}
+}
+
+func (t *boltTx) Put(key, value []byte) {
+	t.writes++
+	// bbolt keeps the value until commit and would give back a nil one as absent; the caller may reuse its buffer.
+	own := make([]byte, len(value))
+	copy(own, value)
+	t.note(t.bucket.Put(key, own))
+}
+
+func (t *boltTx) Delete(key []byte) {
+	t.writes++
+	t.note(t.bucket.Delete(key))
+}
+
+func (t *boltTx) note(err error) {
+	if t.err == nil {
+		t.err = err
+	}
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("sync %s: %w", path, err)
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		return fmt.Errorf("sync %s: %w", path, err)
+	}
+	return nil
+}
