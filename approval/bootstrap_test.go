@@ -1,0 +1,62 @@
+package approval
+
+import (
+	"errors"
+	"testing"
+)
+
+// TestBootstrapRefuses spoils the first command, one thing at a time.
+func TestBootstrapRefuses(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(b *Bootstrap){
+		"no name":                   func(b *Bootstrap) { b.Cluster = "" },
+		"no trust domain":           func(b *Bootstrap) { b.TrustDomain = "" },
+		"a trust domain with path":  func(b *Bootstrap) { b.TrustDomain = "acme.test/x" },
+		"a trust domain with shout": func(b *Bootstrap) { b.GrantTrustDomain = "GRANTS.acme.test" },
+		"one trust domain":          func(b *Bootstrap) { b.GrantTrustDomain = b.TrustDomain },
+		"no nodes":                  func(b *Bootstrap) { b.Nodes = nil },
+		"too many nodes":            func(b *Bootstrap) { b.Nodes = make([]BootstrapNode, MaxNodes+1) },
+		"a node twice":              func(b *Bootstrap) { b.Nodes[1].ID = "n1" },
+		"a node without name":       func(b *Bootstrap) { b.Nodes[1].ID = "" },
+		"a node that speaks":        func(b *Bootstrap) { b.Nodes = b.Nodes[1:] },
+		"a short key":               func(b *Bootstrap) { b.Nodes[1].Key = b.Nodes[1].Key[1:] },
+		"no audit key":              func(b *Bootstrap) { b.Nodes[1].AuditKey = "" },
+		"no address":                func(b *Bootstrap) { b.Nodes[1].RaftAddress = "" },
+		"no issuer":                 func(b *Bootstrap) { b.Nodes[1].GrantIssuer = nil },
+		"an issuer twice":           func(b *Bootstrap) { b.Nodes[1].GrantIssuer = b.Nodes[0].GrantIssuer },
+		"one issuer for both":       func(b *Bootstrap) { b.Nodes[1].GrantIssuer = b.Nodes[1].IdentityIssuer },
+		"an issuer that has ended":  func(b *Bootstrap) { b.Nodes[1].GrantIssuer = testIssuer("x", -1) },
+		"two admins":                func(b *Bootstrap) { b.Groups[0].Members = b.Groups[0].Members[:2] },
+		"no admins":                 func(b *Bootstrap) { b.Groups = b.Groups[1:] },
+		"no persons":                func(b *Bootstrap) { b.Persons = nil },
+		"a person twice":            func(b *Bootstrap) { b.Persons[1].Name = "alice" },
+		"an ID twice":               func(b *Bootstrap) { b.Persons[1].IDs = b.Persons[0].IDs },
+		"a person without IDs":      func(b *Bootstrap) { b.Persons[1].IDs = nil },
+		"a service as a person":     func(b *Bootstrap) { b.Persons[1].IDs = []string{spiffe("service/x")} },
+		"a grant as a person":       func(b *Bootstrap) { b.Persons[1].IDs = []string{"spiffe://grants.acme.test/x"} },
+		"a group twice":             func(b *Bootstrap) { b.Groups[1].Name = "admins" },
+		"a stranger in a group":     func(b *Bootstrap) { b.Groups[1].Members = []string{"mallory"} },
+		"a policy with a mistake":   func(b *Bootstrap) { b.Policy += "x: y\n" },
+		"a policy of no group":      func(b *Bootstrap) { b.Groups = b.Groups[:3] },
+		"too many persons":          func(b *Bootstrap) { b.Groups = make([]Group, MaxGroups+1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := &world{tb: t, a: newMemory(), b: newMemory(), now: epochStart, node: "n1"}
+			b := firstCommand()
+			spoil(&b)
+			if r := w.apply("", b); r.Err == nil || errors.Is(r.Err, ErrInternal) {
+				t.Errorf("%+v", r)
+			}
+			w.refuse(ErrNotFound, "ada", BlockSubject{Subject: spiffe("x"), Reason: "x"})
+		})
+	}
+	w := &world{tb: t, a: newMemory(), b: newMemory(), now: epochStart, node: "n1"}
+	w.refuse(ErrDenied, "ada", firstCommand())
+	noPolicy := firstCommand()
+	noPolicy.Policy = ""
+	w.must(w.apply("", noPolicy))
+	w.refuse(ErrConflict, "", firstCommand())
+	create := w.create("status", []string{"GET /**"}, 1_000_000_000)
+	create.Subject = spiffe("alice")
+	w.refuse(ErrDenied, "alice", create) // no policy, no access
+}

@@ -1,0 +1,148 @@
+package approval
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/hallpass/hallpass/audit"
+)
+
+func (c *checker) issues() {
+	type tally struct {
+		n    uint64
+		last Millis
+	}
+	of := map[string]tally{}
+	tbs := map[string]string{}
+	inOrder(objects[Issue](c, prefixIssue), func(serial string, i Issue) {
+		c.need(i.Serial == serial && checkSerial(serial) == nil, "certificate %q is kept as %q", i.Serial, serial)
+		c.need(tbs[i.TBSHash] == "", "certificates %s and %s are one", tbs[i.TBSHash], serial)
+		tbs[i.TBSHash] = serial
+		issuer, ok := c.issuers[i.Issuer]
+		c.need(ok && issuer.Role == i.Role && i.NotAfter <= issuer.NotAfter, "certificate %s: not of its issuer", serial)
+		c.need(issuer.Denied == 0 || i.Index < issuer.Index, "certificate %s: recorded after its issuer was denied", serial)
+		c.need(i.NotBefore <= i.At && i.At < i.NotAfter, "certificate %s: from %s to %s, recorded at %s", serial, i.NotBefore, i.NotAfter, i.At)
+		if i.Role == RoleIdentity {
+			c.need(c.byID[i.SPIFFEID] == "", "certificate %s: an admin had it issued for a person, %s", serial, i.SPIFFEID)
+			return
+		}
+		g, ok := c.grantOf[i.Grant]
+		if !ok {
+			c.bad("certificate %s: of no grant", serial)
+			return
+		}
+		u, _ := parseUID(g.ID)
+		c.mark(key(string(keyUID(prefixGrantIssue, u)), serial))
+		c.need(i.NotAfter <= g.Expiry && i.SPIFFEID == g.SPIFFEID, "certificate %s: outlives its grant, or is not its", serial)
+		c.need(i.Index <= g.Index, "certificate %s: its grant does not know of it", serial)
+		c.need(g.State == GrantActive || i.Index < g.Index, "certificate %s: recorded after grant %s was %s", serial, g.ID, g.State)
+		c.need(i.NotAfter <= i.At.Add(g.TTL()), "certificate %s: lives longer than policy allows", serial)
+		of[g.ID] = tally{of[g.ID].n + 1, max(of[g.ID].last, i.NotAfter)}
+	})
+	inOrder(c.grantOf, func(id string, g Grant) {
+		c.need(of[id] == tally{g.Issued, g.LatestNotAfter}, "grant %s counts %d certificates until %q", id, g.Issued, g.LatestNotAfter)
+	})
+}
+
+func (c *checker) changes() {
+	inOrder(objects[Change](c, prefixChange), func(at string, g Change) {
+		u, ok := parseUID(g.ID)
+		c.need(ok && string(u[:]) == at, "change %q is kept as %x", g.ID, at)
+		c.wantIndexes(prefixChangeList, u, string(g.State), "", "", g.Author)
+		if g.State == ChangePending {
+			c.want[string(pairKey(prefixPendingChg, g.Author, at))] = until(g.Expires)
+			c.mark(dueAt(prefixDue, g.Expires, dueChange, at))
+		}
+		hash, err := changeHash(g)
+		c.need(err == nil && hash == g.Hash, "change %s has hash %s, not %s", g.ID, g.Hash, hash)
+		var approved []string
+		for _, d := range g.Decisions {
+			c.need(d.Person != g.AuthorPerson && d.Actor != g.Author && d.Hash == g.Hash, "change %s: decided by its author", g.ID)
+			if d.Verdict == Approve {
+				approved = append(approved, d.Person)
+			}
+		}
+		c.need(checkDistinct(g.ID, approved) == nil, "change %s: someone approved twice", g.ID)
+		c.need(g.State != ChangeApplied || len(approved) >= 2, "change %s: applied on %d approvals", g.ID, len(approved))
+	})
+}
+
+// feed checks that everything that was cut short and may have a live certificate
+// is on the feed, for long enough, and nothing else is.
+func (c *checker) feed() {
+	grants := objects[FeedEntry](c, prefixFeedGrant)
+	inOrder(grants, func(at string, e FeedEntry) {
+		g := c.grantOf[e.ID]
+		c.need((g.State == GrantRevoked || g.State == GrantReturned) && e.Until == g.LatestNotAfter.Add(FeedSkew),
+			"feed: grant %s until %s, it is %s", e.ID, e.Until, g.State)
+		c.mark(dueAt(prefixDue, e.Until, dueFeedGrant, at))
+	})
+	inOrder(c.grantOf, func(id string, g Grant) {
+		u, _ := parseUID(id)
+		_, listed := grants[string(u[:])]
+		cut := g.State == GrantRevoked || g.State == GrantReturned
+		c.need(listed || !cut || g.LatestNotAfter == 0 || g.LatestNotAfter.Add(FeedSkew) <= c.m.LastNow,
+			"feed: grant %s is %s, has a certificate until %s and is not listed", id, g.State, g.LatestNotAfter)
+	})
+	issuers := objects[FeedEntry](c, prefixFeedIssuer)
+	inOrder(issuers, func(id string, e FeedEntry) {
+		i := c.issuers[id]
+		c.need(e.ID == id && i.Denied != 0 && e.Until == i.NotAfter.Add(FeedSkew), "feed: issuer %s until %s", id, e.Until)
+		c.mark(dueAt(prefixDue, e.Until, dueFeedIssuer, id))
+	})
+	inOrder(c.issuers, func(id string, i Issuer) {
+		_, listed := issuers[id]
+		c.need(listed || i.Denied == 0 || i.NotAfter.Add(FeedSkew) <= c.m.LastNow, "feed: issuer %s is denied and not listed", id)
+	})
+}
+
+func (c *checker) kept() {
+	inOrder(objects[kept](c, prefixIdem), func(hash string, k kept) {
+		c.mark(dueAt(prefixIdemDue, k.Until, dueIdem, hash))
+		_, err := DecodeResult(k.Result)
+		c.need(err == nil, "kept result: %v", err)
+	})
+}
+
+// audit checks that there is one leaf a change, in order, and that the tree
+// hashes are those of the bodies.
+func (c *checker) audit() {
+	size := int64(c.m.AuditSize)
+	c.need(c.m.AuditSize == c.m.Changes, "%d audit leaves for %d changes", size, c.m.Changes)
+	var (
+		again audit.Memory
+		last  audit.Entry
+	)
+	for i := range size {
+		body := c.s.AuditBody(i)
+		c.want[string(numberKey(prefixAuditBody, uint64(i)))] = nil
+		e, err := audit.ParseEntry(body)
+		if err != nil {
+			c.bad("audit leaf %d: %v", i, err)
+			return
+		}
+		c.need(e.Index == uint64(i) && !e.Time.Before(last.Time), "audit leaf %d: index %d, %s after %s", i, e.Index, e.Time, last.Time)
+		c.need(!strings.EqualFold(e.CommandID, last.CommandID), "audit leaf %d: a second one of command %s", i, e.CommandID)
+		last = e
+		if _, err := audit.Append(&again, i, body); err != nil {
+			c.bad("audit leaf %d: %v", i, err)
+			return
+		}
+	}
+	c.need(last.Time.Equal(c.m.LastNow.Time()), "the last audit leaf is of %s, the last change of %s", last.Time, c.m.LastNow)
+	want, err := audit.Root(&again, size)
+	c.need(err == nil, "audit root of the bodies: %v", err)
+	have, err := audit.Root(c.s, size)
+	c.need(err == nil && have == want, "audit root %s, of the bodies %s: %v", have, want, err)
+	c.hashes(&again)
+}
+
+func (c *checker) hashes(again *audit.Memory) {
+	for i := int64(0); ; i++ {
+		h, ok := again.GetHash(i)
+		if !ok {
+			return
+		}
+		c.want[string(numberKey(prefixAuditHash, uint64(i)))] = slices.Clone(h[:])
+	}
+}

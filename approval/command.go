@@ -1,0 +1,217 @@
+package approval
+
+// Version is the version of the command encoding.
+const Version = 1
+
+// MaxCommandBytes is how long an encoded command may be.
+const MaxCommandBytes = 1 << 20
+
+// Kind names what a command does. Each kind has one body type.
+type Kind string
+
+// The kinds.
+const (
+	KindBootstrap     Kind = "bootstrap"
+	KindCreateRequest Kind = "request.create"
+	KindDecideRequest Kind = "request.decide"
+	KindCancelRequest Kind = "request.cancel"
+	KindTick          Kind = "tick"
+	KindIssueGrant    Kind = "grant.issue"
+	KindRevokeGrant   Kind = "grant.revoke"
+	KindReturnGrant   Kind = "grant.return"
+	KindIssueIdentity Kind = "identity.issue"
+	KindBlockSubject  Kind = "subject.block"
+	KindDenyIssuer    Kind = "issuer.deny"
+	KindProposeChange Kind = "change.propose"
+	KindDecideChange  Kind = "change.decide"
+	KindCancelChange  Kind = "change.cancel"
+)
+
+// Command is one entry of the replicated log. Time, ids and whatever else a
+// node may not make up while applying arrive in it.
+type Command struct {
+	V     int    // Version; Encode fills in 0
+	ID    string // UUIDv7, made by the proposing node
+	Kind  Kind   // Encode fills in "" from the body
+	Now   int64  // the proposing node's clock, unix ms
+	Node  string // the node that verified the actor
+	Actor string // SPIFFE ID of who asks; "" is the cluster itself
+	Trace string // W3C traceparent, or ""
+	Idem  *Idem  // nil: not idempotent
+	Body  Body
+}
+
+// Idem is a caller's Idempotency-Key. BodyHash MUST cover the method, the path
+// and the body of the call.
+type Idem struct {
+	Key      string `cbor:"1,keyasint"`
+	BodyHash string `cbor:"2,keyasint"`
+}
+
+// Body is the part of a command that is its kind's own: one of the structs of
+// this package, passed by value.
+type Body interface {
+	kind() Kind
+	// target is the object that the command is about, "" for one that makes it.
+	target() string
+}
+
+// Bootstrap makes the cluster: the members, the issuers, the first persons,
+// groups and policy. It is accepted once, before anything else, and names at
+// least MinAdmins admins.
+type Bootstrap struct {
+	Cluster          string          `cbor:"1,keyasint"`
+	TrustDomain      string          `cbor:"2,keyasint"`
+	GrantTrustDomain string          `cbor:"3,keyasint"`
+	Nodes            []BootstrapNode `cbor:"4,keyasint"`
+	Persons          []Person        `cbor:"5,keyasint"`
+	Groups           []Group         `cbor:"6,keyasint"`
+	Policy           string          `cbor:"7,keyasint"`
+}
+
+// BootstrapNode is one first member of the cluster. The issuers are DER.
+type BootstrapNode struct {
+	ID             string `cbor:"1,keyasint"`
+	Key            []byte `cbor:"2,keyasint"`
+	AuditKey       string `cbor:"3,keyasint"`
+	RaftAddress    string `cbor:"4,keyasint"`
+	APIAddress     string `cbor:"5,keyasint"`
+	IdentityIssuer []byte `cbor:"6,keyasint"`
+	GrantIssuer    []byte `cbor:"7,keyasint"`
+}
+
+// CreateRequest asks for access; the actor is the requester. The id becomes the
+// grant's.
+type CreateRequest struct {
+	ID                string   `cbor:"1,keyasint"` // UUIDv7
+	Subject           string   `cbor:"2,keyasint"`
+	Service           string   `cbor:"3,keyasint"`
+	Permissions       []string `cbor:"4,keyasint"` // grant.Scope.Texts: canonical
+	Reason            string   `cbor:"5,keyasint"`
+	Start             int64    `cbor:"6,keyasint"` // unix ms; 0: when approved
+	Duration          int64    `cbor:"7,keyasint"` // ms
+	CSRKey            string   `cbor:"8,keyasint"` // hex SHA-256 of the SPKI, or ""
+	PolicyRevision    uint64   `cbor:"9,keyasint"`
+	DirectoryRevision uint64   `cbor:"10,keyasint"`
+}
+
+// DecideRequest is one person's approve or deny. Narrowed permissions (nil: as
+// they are) and duration (0: as it is) make a new revision of the request.
+type DecideRequest struct {
+	Request           string   `cbor:"1,keyasint"`
+	Hash              string   `cbor:"2,keyasint"` // of the revision that was shown
+	Verdict           Verdict  `cbor:"3,keyasint"`
+	Comment           string   `cbor:"4,keyasint"`
+	Permissions       []string `cbor:"5,keyasint"`
+	Duration          int64    `cbor:"6,keyasint"` // ms
+	PolicyRevision    uint64   `cbor:"7,keyasint"`
+	DirectoryRevision uint64   `cbor:"8,keyasint"`
+}
+
+// CancelRequest withdraws a pending request.
+type CancelRequest struct {
+	Request string `cbor:"1,keyasint"`
+}
+
+// Tick expires what is due. The actor is the cluster.
+type Tick struct{}
+
+// IssueGrant records a grant certificate before it is signed. The actor is the
+// grant's subject.
+type IssueGrant struct {
+	Grant     string `cbor:"1,keyasint"`
+	Serial    string `cbor:"2,keyasint"` // lower-case hex
+	TBSHash   string `cbor:"3,keyasint"` // hex SHA-256
+	Issuer    string `cbor:"4,keyasint"` // hex SHA-256 of the issuer's DER
+	NotBefore int64  `cbor:"5,keyasint"` // unix ms
+	NotAfter  int64  `cbor:"6,keyasint"` // unix ms
+	Key       string `cbor:"7,keyasint"` // hex SHA-256 of the SPKI
+	CSRBy     string `cbor:"8,keyasint"` // SPIFFE ID of who gave the CSR
+}
+
+// RevokeGrant ends a grant.
+type RevokeGrant struct {
+	Grant  string `cbor:"1,keyasint"`
+	Reason string `cbor:"2,keyasint"`
+}
+
+// ReturnGrant ends a grant that its subject no longer needs.
+type ReturnGrant struct {
+	Grant string `cbor:"1,keyasint"`
+}
+
+// IssueIdentity records an identity certificate before it is signed. The actor
+// is an admin.
+type IssueIdentity struct {
+	Serial    string `cbor:"1,keyasint"`
+	TBSHash   string `cbor:"2,keyasint"`
+	Issuer    string `cbor:"3,keyasint"`
+	SPIFFEID  string `cbor:"4,keyasint"`
+	NotBefore int64  `cbor:"5,keyasint"` // unix ms
+	NotAfter  int64  `cbor:"6,keyasint"` // unix ms
+	Key       string `cbor:"7,keyasint"`
+}
+
+// BlockSubject ends all grants of a subject and lets none be made.
+type BlockSubject struct {
+	Subject string `cbor:"1,keyasint"`
+	Reason  string `cbor:"2,keyasint"`
+}
+
+// DenyIssuer takes an issuer's certificates out of use, for good.
+type DenyIssuer struct {
+	Issuer string `cbor:"1,keyasint"`
+	Reason string `cbor:"2,keyasint"`
+}
+
+// ProposeChange asks for a change of policy, groups, persons or blocks.
+// BaseRevision is the policy revision for policy.set, otherwise the directory
+// revision; subject.unblock goes by the block itself and ignores it.
+type ProposeChange struct {
+	ID           string `cbor:"1,keyasint"` // UUIDv7
+	Edit         Edit   `cbor:"2,keyasint"`
+	BaseRevision uint64 `cbor:"3,keyasint"`
+}
+
+// DecideChange is one admin's approve or deny of a change.
+type DecideChange struct {
+	Change  string  `cbor:"1,keyasint"`
+	Hash    string  `cbor:"2,keyasint"`
+	Verdict Verdict `cbor:"3,keyasint"`
+	Comment string  `cbor:"4,keyasint"`
+}
+
+// CancelChange withdraws a pending change.
+type CancelChange struct {
+	Change string `cbor:"1,keyasint"`
+}
+
+func (Bootstrap) kind() Kind     { return KindBootstrap }
+func (CreateRequest) kind() Kind { return KindCreateRequest }
+func (DecideRequest) kind() Kind { return KindDecideRequest }
+func (CancelRequest) kind() Kind { return KindCancelRequest }
+func (Tick) kind() Kind          { return KindTick }
+func (IssueGrant) kind() Kind    { return KindIssueGrant }
+func (RevokeGrant) kind() Kind   { return KindRevokeGrant }
+func (ReturnGrant) kind() Kind   { return KindReturnGrant }
+func (IssueIdentity) kind() Kind { return KindIssueIdentity }
+func (BlockSubject) kind() Kind  { return KindBlockSubject }
+func (DenyIssuer) kind() Kind    { return KindDenyIssuer }
+func (ProposeChange) kind() Kind { return KindProposeChange }
+func (DecideChange) kind() Kind  { return KindDecideChange }
+func (CancelChange) kind() Kind  { return KindCancelChange }
+
+func (b Bootstrap) target() string     { return b.Cluster }
+func (CreateRequest) target() string   { return "" }
+func (b DecideRequest) target() string { return b.Request }
+func (b CancelRequest) target() string { return b.Request }
+func (Tick) target() string            { return "" }
+func (b IssueGrant) target() string    { return b.Grant }
+func (b RevokeGrant) target() string   { return b.Grant }
+func (b ReturnGrant) target() string   { return b.Grant }
+func (b IssueIdentity) target() string { return b.SPIFFEID }
+func (b BlockSubject) target() string  { return b.Subject }
+func (b DenyIssuer) target() string    { return b.Issuer }
+func (ProposeChange) target() string   { return "" }
+func (b DecideChange) target() string  { return b.Change }
+func (b CancelChange) target() string  { return b.Change }

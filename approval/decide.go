@@ -1,0 +1,145 @@
+package approval
+
+import "slices"
+
+// decideRequest takes one person's approve or deny. A deny ends the request; an
+// approve grants it once every requirement is met.
+func (t *turn) decideRequest(b DecideRequest) (Object, error) {
+	r, err := t.pendingRequest(b.Request)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.checkVoter(r, b); err != nil {
+		return nil, err
+	}
+	if b.Hash != r.Hash() {
+		// An approver who was shown one thing would have approved another.
+		return nil, stale("the request has changed since: its hash is %s now, not %s", shortHash(r.Hash()), shortHash(b.Hash)).
+			then("look at the request again, then decide with its new hash")
+	}
+	d := requestDetails{Person: t.person, Decision: b.Verdict, Comment: b.Comment, Hash: b.Hash}
+	if b.Verdict == Deny {
+		err = t.denyRequest(&r, b)
+	} else {
+		d.Grant, err = t.approveRequest(&r, b, &d)
+	}
+	if err != nil {
+		return nil, err
+	}
+	d.State = r.State
+	t.details = d
+	return r, nil
+}
+
+// checkVoter refuses one who may not decide on r.
+func (t *turn) checkVoter(r Request, b DecideRequest) error {
+	if b.Verdict != Approve && b.Verdict != Deny {
+		return invalid("the decision is %q or %q, not %q", Approve, Deny, b.Verdict)
+	}
+	if err := checkText("the comment", b.Comment, 0); err != nil {
+		return err
+	}
+	if t.person == "" {
+		// A workload with many IDs would otherwise be many voters.
+		return denied("%s is nobody's: only persons decide", t.actor).then("have an admin propose a person with this ID")
+	}
+	if err := t.checkBlocked(t.actor.String()); err != nil {
+		return err
+	}
+	if err := eligible(t.state().involved(r), t.person); err != nil {
+		return err
+	}
+	if len(t.state().groupsFor(r.Current().Requirements, t.person)) == 0 {
+		return denied("%s is in none of the groups that must approve: %s", t.person, describe(r.Current().Requirements))
+	}
+	return nil
+}
+
+func (t *turn) denyRequest(r *Request, b DecideRequest) error {
+	if len(b.Permissions) > 0 || b.Duration != 0 {
+		return invalid("a deny narrows nothing")
+	}
+	t.record(r, b)
+	t.endRequest(r, RequestDenied)
+	return nil
+}
+
+// approveRequest records an approval, of the request as it is or narrowed, and
+// grants it when that was the last one needed.
+func (t *turn) approveRequest(r *Request, b DecideRequest, d *requestDetails) (*grantDetails, error) {
+	if err := t.checkRevisions(b.PolicyRevision, b.DirectoryRevision); err != nil {
+		return nil, err
+	}
+	if err := t.checkBlocked(r.Subject); err != nil {
+		return nil, err
+	}
+	if err := t.checkPinned(*r); err != nil {
+		return nil, err
+	}
+	for _, earlier := range r.Decisions {
+		if earlier.Person == t.person && stands(*r, earlier) {
+			return nil, conflict("%s has approved request %s already", t.person, r.ID).then("wait for others to decide")
+		}
+	}
+	if len(r.Decisions) >= MaxDecisions {
+		return nil, limited("request %s has %d decisions", r.ID, len(r.Decisions))
+	}
+	if err := t.narrow(r, b); err != nil {
+		return nil, err
+	}
+	v := r.Current()
+	if d.Hash != v.Hash {
+		d.Hash, d.Permissions, d.DurationMS, d.Requirements = v.Hash, v.Permissions, v.DurationMS, v.Requirements
+	}
+	t.record(r, b)
+	votes, satisfied := t.state().count(*r)
+	if !satisfied {
+		t.saveRequest(r)
+		return nil, nil //nolint:nilnil // no grant yet
+	}
+	return t.approve(r, votes)
+}
+
+// record puts the actor's decision on what r says now in place of an earlier
+// one of the same person.
+func (t *turn) record(r *Request, b DecideRequest) {
+	r.Decisions = slices.DeleteFunc(slices.Clone(r.Decisions), func(d Decision) bool { return d.Person == t.person })
+	r.Decisions = append(r.Decisions, Decision{
+		Person: t.person, Actor: t.actor.String(), Verdict: b.Verdict,
+		Comment: b.Comment, Hash: r.Hash(), At: t.now,
+	})
+}
+
+// narrow makes a new revision of r if the approver wants less than it asks for.
+func (t *turn) narrow(r *Request, b DecideRequest) error {
+	was := r.Current()
+	v := Revision{Parent: was.Hash, Permissions: was.Permissions, DurationMS: was.DurationMS, By: t.actor.String(), At: t.now}
+	if len(b.Permissions) > 0 {
+		v.Permissions = b.Permissions
+	}
+	if b.Duration != 0 {
+		v.DurationMS = b.Duration
+	}
+	if slices.Equal(v.Permissions, was.Permissions) && v.DurationMS == was.DurationMS {
+		return nil
+	}
+	if err := t.checkScope(*r, v.Permissions); err != nil {
+		return err
+	}
+	if v.DurationMS < 1000 {
+		return invalid("a duration is at least 1s, not %d ms", v.DurationMS)
+	}
+	if !within(r.Service, v, was) {
+		// Whoever approved before would have approved something else.
+		return denied("an approver may narrow a request, not widen it").then("deny it, and have the requester ask for more")
+	}
+	out, err := t.outcome(*r, v)
+	if err != nil {
+		return err
+	}
+	if !out.Allowed {
+		return denied("narrowed so, %s", out.Reason)
+	}
+	_, err = pin(r, v, out)
+	return err
+}

@@ -1,0 +1,219 @@
+package approval
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/hallpass/hallpass/policy"
+)
+
+// setPerson writes a person as a whole, with the indexes by ID and by what the
+// person owns.
+func (t *turn) setPerson(p Person) error {
+	if err := t.checkPerson(p); err != nil {
+		return err
+	}
+	if old, ok, err := load[Person](t, key(prefixPerson, p.Name)); err != nil {
+		return err
+	} else if ok {
+		t.dropPersonIndexes(old)
+	}
+	for _, id := range p.IDs {
+		t.Put(key(prefixPersonID, id), []byte(p.Name))
+	}
+	for _, id := range p.Owns {
+		t.mark(pairKey(prefixOwner, id, p.Name))
+	}
+	t.save(key(prefixPerson, p.Name), p)
+	return nil
+}
+
+func (t *turn) dropPersonIndexes(p Person) {
+	for _, id := range p.IDs {
+		t.unmark(key(prefixPersonID, id))
+	}
+	for _, id := range p.Owns {
+		t.unmark(pairKey(prefixOwner, id, p.Name))
+	}
+}
+
+func (t *turn) checkPerson(p Person) error {
+	if err := checkName("person", p.Name); err != nil {
+		return err
+	}
+	if len(p.IDs) == 0 || len(p.IDs) > MaxIDs || len(p.Owns) > MaxOwned {
+		return invalid("person %q needs 1 to %d SPIFFE IDs and owns at most %d", p.Name, MaxIDs, MaxOwned)
+	}
+	for _, text := range p.IDs {
+		if err := t.checkSubject("the SPIFFE ID", text); err != nil {
+			return err
+		}
+		if t.issuable(text) {
+			// One admin alone issues these: he would vote as that person.
+			return invalid("%s cannot be a person's: an admin issues service and node identities alone", text)
+		}
+		if holder := t.Get(key(prefixPersonID, text)); holder != nil && string(holder) != p.Name {
+			return conflict("%s is the SPIFFE ID of person %q already", text, holder).
+				then("take it from the one person before giving it to the other")
+		}
+	}
+	for _, text := range p.Owns {
+		if err := t.checkSubject("the owned subject", text); err != nil {
+			return err
+		}
+		if slices.Contains(p.IDs, text) {
+			return invalid("person %q both is and owns %s", p.Name, text)
+		}
+	}
+	return checkDistinct("person "+p.Name, slices.Concat(p.IDs, p.Owns))
+}
+
+// checkSubject refuses what cannot ask for, hold or approve anything.
+func (t *turn) checkSubject(what, text string) error {
+	id, err := parseID(what, text)
+	if err != nil {
+		return err
+	}
+	if id.TrustDomain().Name() == t.m.GrantTrustDomain {
+		return invalid("%s %s is a grant, and a grant is not an identity", what, text)
+	}
+	return nil
+}
+
+// issuable says whether one admin alone may have an identity issued.
+func (t *turn) issuable(id string) bool {
+	own := "spiffe://" + t.m.TrustDomain
+	return strings.HasPrefix(id, own+"/service/") || strings.HasPrefix(id, own+"/node/")
+}
+
+func checkDistinct(what string, names []string) error {
+	sorted := slices.Sorted(slices.Values(names))
+	for i := 1; i < len(sorted); i++ {
+		if sorted[i] == sorted[i-1] {
+			return invalid("%s names %q twice", what, sorted[i])
+		}
+	}
+	return nil
+}
+
+// setGroup writes a group as a whole, with the index by member.
+func (t *turn) setGroup(g Group) error {
+	if err := checkName("group", g.Name); err != nil {
+		return err
+	}
+	if len(g.Members) > MaxMembers {
+		return invalid("group %q has %d members, at most %d", g.Name, len(g.Members), MaxMembers)
+	}
+	for _, name := range g.Members {
+		if !t.has(key(prefixPerson, name)) {
+			return invalid("group %q: there is no person %q", g.Name, name).then("propose the person first")
+		}
+	}
+	if err := checkDistinct("group "+g.Name, g.Members); err != nil {
+		return err
+	}
+	if old, ok, err := load[Group](t, key(prefixGroup, g.Name)); err != nil {
+		return err
+	} else if ok {
+		t.dropMembers(old)
+	}
+	for _, name := range g.Members {
+		t.mark(pairKey(prefixMember, name, g.Name))
+	}
+	t.save(key(prefixGroup, g.Name), g)
+	return nil
+}
+
+func (t *turn) dropMembers(g Group) {
+	for _, name := range g.Members {
+		t.unmark(pairKey(prefixMember, name, g.Name))
+	}
+}
+
+// deletePerson takes a person out of all groups and away.
+func (t *turn) deletePerson(name string) error {
+	p, err := find[Person](t, key(prefixPerson, name), "person", name)
+	if err != nil {
+		return err
+	}
+	for _, group := range t.state().GroupsOf(name) {
+		g, err := find[Group](t, key(prefixGroup, group), "group", group)
+		if err != nil {
+			return err
+		}
+		t.unmark(pairKey(prefixMember, name, group))
+		g.Members = slices.DeleteFunc(g.Members, func(m string) bool { return m == name })
+		t.save(key(prefixGroup, group), g)
+	}
+	t.dropPersonIndexes(p)
+	t.Delete(key(prefixPerson, name))
+	return nil
+}
+
+// deleteGroup takes a group away that nothing needs.
+func (t *turn) deleteGroup(name string) error {
+	g, err := find[Group](t, key(prefixGroup, name), "group", name)
+	if err != nil {
+		return err
+	}
+	p, err := t.policy()
+	if err != nil {
+		return err
+	}
+	if slices.Contains(p.Groups(), name) {
+		return conflict("the policy names group %q", name).then("change the policy first")
+	}
+	t.dropMembers(g)
+	t.Delete(key(prefixGroup, name))
+	return nil
+}
+
+// checkAdmins refuses a directory in which no change could be approved any more.
+func (t *turn) checkAdmins() error {
+	g, ok, err := load[Group](t, key(prefixGroup, AdminGroup))
+	if err != nil {
+		return err
+	}
+	if !ok || len(g.Members) < MinAdmins {
+		return invalid("group %q would have %d members: with fewer than %d no change can be approved by two besides its author", AdminGroup, len(g.Members), MinAdmins)
+	}
+	return nil
+}
+
+// checkPolicy refuses a policy with mistakes, or naming a group there is not.
+func (t *turn) checkPolicy(yaml string) error {
+	p, err := policy.Parse([]byte(yaml))
+	if err != nil {
+		return invalid("%v", err)
+	}
+	for _, name := range p.Groups() {
+		if !t.has(key(prefixGroup, name)) {
+			return invalid("the policy names group %q, which does not exist", name).then("propose the group first")
+		}
+	}
+	return nil
+}
+
+// parsedPolicy is a policy and the text that it was read from.
+type parsedPolicy struct {
+	yaml   string
+	policy *policy.Policy
+}
+
+// policy returns the policy in force. One that cannot be read is none, and none
+// denies everything.
+func (t *turn) policy() (*policy.Policy, error) {
+	doc, err := t.state().Policy()
+	if err != nil {
+		return nil, err
+	}
+	if known := t.policies.Load(); known != nil && known.yaml == doc.YAML {
+		return known.policy, nil
+	}
+	p, err := policy.Parse([]byte(doc.YAML))
+	if err != nil {
+		p = &policy.Policy{}
+	}
+	t.policies.Store(&parsedPolicy{yaml: doc.YAML, policy: p})
+	return p, nil
+}

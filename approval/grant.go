@@ -1,0 +1,159 @@
+package approval
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// grantDetails is the audit leaf of a grant that was made or ended.
+type grantDetails struct {
+	SPIFFEID  string     `json:"spiffe_id,omitempty"`
+	NotBefore Millis     `json:"not_before,omitempty"`
+	Expiry    Millis     `json:"expiry,omitempty"`
+	Votes     []Vote     `json:"votes,omitempty"`
+	State     GrantState `json:"state"`
+	Reason    string     `json:"reason,omitempty"`
+	Until     Millis     `json:"feed_until,omitempty"` // 0: no certificate to call back
+}
+
+// approve turns a request into a grant. The votes are those that were counted.
+func (t *turn) approve(r *Request, votes []Vote) (*grantDetails, error) {
+	if n := t.countOpen(pairPrefix(prefixLiveGrant, r.Subject), MaxLiveGrants); n >= MaxLiveGrants {
+		return nil, limited("%s has %d live grants", r.Subject, n).then("return some that are not in use")
+	}
+	v := r.Current()
+	id, err := t.grantID(*r, v.Permissions)
+	if err != nil {
+		return nil, err
+	}
+	g := Grant{
+		ID: r.ID, State: GrantActive, SPIFFEID: id, Requester: r.Requester, Subject: r.Subject,
+		Service: r.Service, Permissions: v.Permissions, Hash: v.Hash,
+		NotBefore: max(t.now, r.Start), CertificateTTL: r.CertificateTTL, CSRKey: r.CSRKey, CSRBy: r.CSRBy,
+		Auto: v.Auto, Requirements: v.Requirements, Votes: votes, Created: t.now, Trace: r.Trace, Index: t.index,
+	}
+	// A scheduled grant ends when it was said to, however late it was approved.
+	g.Expiry = g.NotBefore + Millis(v.DurationMS)
+	if r.Start != 0 {
+		g.Expiry = r.Start + Millis(v.DurationMS)
+	}
+	if g.Expiry <= t.now {
+		return nil, expired("what request %s asks for ended at %s", r.ID, g.Expiry).then("ask again")
+	}
+	u, _ := parseUID(g.ID)
+	t.index4(prefixGrantList, u, string(g.State), g.Service, g.Subject, g.Requester)
+	t.Put(pairKey(prefixLiveGrant, g.Subject, string(u[:])), until(g.Expiry))
+	t.mark(dueAt(prefixDue, g.Expiry, dueGrant, string(u[:])))
+	t.saveGrant(&g)
+	t.endRequest(r, RequestApproved)
+	return &grantDetails{SPIFFEID: g.SPIFFEID, NotBefore: g.NotBefore, Expiry: g.Expiry, Votes: g.Votes, State: g.State}, nil
+}
+
+func (t *turn) saveGrant(g *Grant) {
+	u, _ := parseUID(g.ID)
+	g.Index = t.index
+	t.save(keyUID(prefixGrant, u), g)
+}
+
+// endGrant ends a grant for good; one that is cut short goes on the feed for as
+// long as one of its certificates may be alive.
+func (t *turn) endGrant(g *Grant, state GrantState, reason string) grantDetails {
+	u, _ := parseUID(g.ID)
+	t.moveState(prefixGrantList, u, string(g.State), string(state))
+	t.unmark(pairKey(prefixLiveGrant, g.Subject, string(u[:])))
+	t.unmark(dueAt(prefixDue, g.Expiry, dueGrant, string(u[:])))
+	g.State, g.Ended, g.EndedBy, g.EndReason = state, t.now, t.cmd.Actor, reason
+	t.saveGrant(g)
+	d := grantDetails{State: state, Reason: reason}
+	if g.LatestNotAfter != 0 && state != GrantExpired {
+		if end := g.LatestNotAfter.Add(FeedSkew); end > t.now {
+			t.joinFeed(keyUID(prefixFeedGrant, u), dueFeedGrant, string(u[:]), FeedEntry{ID: g.ID, Until: end})
+			d.Until = end
+		}
+	}
+	return d
+}
+
+// liveGrant returns a grant that has not ended.
+func (t *turn) liveGrant(id string) (Grant, error) {
+	g, err := t.state().Grant(id)
+	if err != nil {
+		return Grant{}, err
+	}
+	switch state := g.StateAt(t.now); state {
+	case GrantActive:
+		return g, nil
+	case GrantExpired:
+		return Grant{}, expired("grant %s ended at %s", id, g.Expiry).then("ask again")
+	default:
+		return Grant{}, conflict("grant %s is %s", id, state).then("ask again")
+	}
+}
+
+// revokeGrant ends a grant. Stopping access is made easy: its subject, who owns
+// the subject, its requester, an admin and anyone who might have approved it
+// may. Revoking twice is as good as once.
+func (t *turn) revokeGrant(b RevokeGrant) (Object, error) {
+	if err := checkText("the reason", b.Reason, 1); err != nil {
+		return nil, err
+	}
+	g, err := t.state().Grant(b.Grant)
+	if err != nil {
+		return nil, err
+	}
+	if !t.mayRevoke(g) {
+		return nil, denied("%s has no say over grant %s", t.actor, g.ID).
+			then("ask its subject, its requester, an admin or one of its approvers: " + describe(g.Requirements))
+	}
+	return t.cut(g, GrantRevoked, b.Reason)
+}
+
+// returnGrant ends a grant that its subject no longer needs.
+func (t *turn) returnGrant(b ReturnGrant) (Object, error) {
+	g, err := t.state().Grant(b.Grant)
+	if err != nil {
+		return nil, err
+	}
+	if t.actor.String() != g.Subject {
+		return nil, denied("only its subject returns a grant").then("revoke it instead")
+	}
+	return t.cut(g, GrantReturned, "")
+}
+
+func (t *turn) cut(g Grant, state GrantState, reason string) (Object, error) {
+	switch g.StateAt(t.now) {
+	case GrantRevoked, GrantReturned:
+		t.unchanged = true
+		return g, nil
+	case GrantExpired:
+		return nil, expired("grant %s ended at %s", g.ID, g.Expiry)
+	case GrantActive:
+	}
+	t.details = t.endGrant(&g, state, reason)
+	return g, nil
+}
+
+func (t *turn) mayRevoke(g Grant) bool {
+	actor := t.actor.String()
+	if t.admin || actor == g.Subject || actor == g.Requester {
+		return true
+	}
+	// Who is involved in the request is kept from approving it, and for the
+	// same reason may always stop it.
+	return t.person != "" && (len(t.state().groupsFor(g.Requirements, t.person)) > 0 ||
+		t.state().involved(Request{Requester: g.Requester, Subject: g.Subject})[t.person] != "")
+}
+
+// describe says requirements in words.
+func describe(requirements []Requirement) string {
+	words := make([]string, len(requirements))
+	for i, q := range requirements {
+		words[i] = fmt.Sprintf("%d of %s", q.Approvals, q.Group)
+	}
+	return strings.Join(slices.Compact(words), " and ")
+}
+
+// TTL is how long each certificate of the grant may live.
+func (g Grant) TTL() time.Duration { return time.Duration(g.CertificateTTL) * time.Millisecond }

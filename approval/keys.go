@@ -1,0 +1,168 @@
+package approval
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+)
+
+// The keys. Every list that anyone asks for is a range of keys, so that work is
+// bounded by what is answered and not by what there is. <id> is the 16 bytes of
+// a UUIDv7, <di> the same with all bits turned, so that ascending keys are
+// newest first; <ms> is a moment in 8 big-endian bytes; 0 is a NUL byte, which
+// no name or SPIFFE ID holds.
+//
+//	m                        counters and names            (meta)
+//	y                        the policy                    (PolicyDoc)
+//	n/NAME                   members                       (Node)
+//	s/ISSUER                 issuers                       (Issuer)
+//	p/PERSON                 persons                       (Person)
+//	pi/SPIFFE-ID             → PERSON
+//	po/SUBJECT 0 PERSON      who owns a subject
+//	g/GROUP                  groups                        (Group)
+//	gm/PERSON 0 GROUP        whose member a person is
+//	b/SUBJECT                blocks                        (Block)
+//	r/<id>                   requests                      (Request)
+//	ra/<di> rs/STATE 0 <di> rv/SERVICE 0 <di> ru/SUBJECT 0 <di> rq/REQUESTER 0 <di>
+//	t/<id>                   grants                        (Grant), and ta/ ts/ tv/ tu/ tq/ as above
+//	tl/SUBJECT 0 <id>        grants that have not ended, by subject → their expiry
+//	c/<id>                   changes                       (Change), and ca/ cs/ cq/ as above
+//	x/SERIAL                 certificates recorded         (Issue)
+//	xg/<id> SERIAL           …of a grant
+//	fg/<id> fi/ISSUER        the revocation feed           (FeedEntry)
+//	rp/REQUESTER 0 <id>      pending requests, by requester → when they expire
+//	cp/AUTHOR 0 <id>         pending changes, by author → when they expire
+//	k/HASH                   results kept for idempotency  (kept)
+//	kd/<ms> KIND HASH        when they are dropped
+//	d/<ms> KIND ID           what is due, and when
+//	ab/<n> ah/<n>            audit bodies and tree hashes, n in 8 big-endian bytes
+const (
+	keyMeta           = "m"
+	keyPolicy         = "y"
+	prefixNode        = "n/"
+	prefixIssuer      = "s/"
+	prefixPerson      = "p/"
+	prefixPersonID    = "pi/"
+	prefixOwner       = "po/"
+	prefixGroup       = "g/"
+	prefixMember      = "gm/"
+	prefixBlock       = "b/"
+	prefixRequest     = "r/"
+	prefixGrant       = "t/"
+	prefixLiveGrant   = "tl/"
+	prefixChange      = "c/"
+	prefixIssue       = "x/"
+	prefixGrantIssue  = "xg/"
+	prefixFeedGrant   = "fg/"
+	prefixFeedIssuer  = "fi/"
+	prefixIdem        = "k/"
+	prefixIdemDue     = "kd/"
+	prefixDue         = "d/"
+	prefixPendingReq  = "rp/"
+	prefixPendingChg  = "cp/"
+	prefixAuditBody   = "ab/"
+	prefixAuditHash   = "ah/"
+	prefixRequestList = "r"
+	prefixGrantList   = "t"
+	prefixChangeList  = "c"
+)
+
+// What is due, in the order in which it is done at one moment.
+const (
+	dueRequest    = 'r'
+	dueGrant      = 't'
+	dueChange     = 'c'
+	dueFeedGrant  = 'u'
+	dueFeedIssuer = 'v'
+	dueIdem       = 'k'
+)
+
+// uid is a UUIDv7 as it stands in keys.
+type uid [16]byte
+
+// parseUID reads a UUIDv7 in its one text form: lower case, with hyphens.
+func parseUID(s string) (uid, bool) {
+	var u uid
+	if len(s) != 36 || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
+		return u, false
+	}
+	digits := make([]byte, 0, 32)
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case i == 8 || i == 13 || i == 18 || i == 23:
+		case '0' <= c && c <= '9', 'a' <= c && c <= 'f':
+			digits = append(digits, c)
+		default:
+			return u, false
+		}
+	}
+	if _, err := hex.Decode(u[:], digits); err != nil {
+		return u, false
+	}
+	return u, u[6]>>4 == 7 && u[8]>>6 == 2
+}
+
+func (u uid) String() string {
+	var b [36]byte
+	hex.Encode(b[:8], u[:4])
+	b[8] = '-'
+	hex.Encode(b[9:13], u[4:6])
+	b[13] = '-'
+	hex.Encode(b[14:18], u[6:8])
+	b[18] = '-'
+	hex.Encode(b[19:23], u[8:10])
+	b[23] = '-'
+	hex.Encode(b[24:], u[10:])
+	return string(b[:])
+}
+
+// turned returns u with all bits turned, which sorts the other way round.
+func (u uid) turned() uid {
+	for i := range u {
+		u[i] = ^u[i]
+	}
+	return u
+}
+
+func key(prefix, name string) []byte { return append([]byte(prefix), name...) }
+
+func keyUID(prefix string, u uid) []byte { return append([]byte(prefix), u[:]...) }
+
+// pairKey is prefix, first, NUL, second.
+func pairKey(prefix, first, second string) []byte {
+	return append(pairPrefix(prefix, first), second...)
+}
+
+func pairPrefix(prefix, first string) []byte {
+	k := make([]byte, 0, len(prefix)+len(first)+1+36)
+	k = append(append(k, prefix...), first...)
+	return append(k, 0)
+}
+
+func numberKey(prefix string, n uint64) []byte {
+	return binary.BigEndian.AppendUint64([]byte(prefix), n)
+}
+
+// dueAt is the key that says what is due at a moment.
+func dueAt(prefix string, at Millis, kind byte, id string) []byte {
+	k := binary.BigEndian.AppendUint64([]byte(prefix), uint64(max(at, 0)))
+	return append(append(k, kind), id...)
+}
+
+// dueItem is a due key taken apart.
+type dueItem struct {
+	key  []byte
+	at   Millis
+	kind byte
+	id   string
+}
+
+// parseDue takes a key that dueAt made apart.
+func parseDue(prefix string, k []byte) (dueItem, bool) {
+	if len(k) < len(prefix)+9 {
+		return dueItem{}, false
+	}
+	rest := k[len(prefix):]
+	return dueItem{key: bytes.Clone(k), at: Millis(binary.BigEndian.Uint64(rest)), kind: rest[8], id: string(rest[9:])}, true
+}

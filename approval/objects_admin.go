@@ -1,0 +1,178 @@
+package approval
+
+// AdminGroup is the group whose persons change policy, groups and persons.
+const AdminGroup = "admins"
+
+// MinAdmins is how many persons AdminGroup never has fewer of: an author and
+// two others who approve.
+const MinAdmins = 3
+
+// Person is who is behind SPIFFE IDs, and who owns others.
+type Person struct {
+	Name string   `json:"name" cbor:"1,keyasint"`
+	IDs  []string `json:"ids" cbor:"2,keyasint"`
+	Owns []string `json:"owns" cbor:"3,keyasint"` // subjects that act for this person
+}
+
+// Group is a set of persons.
+type Group struct {
+	Name    string   `json:"name" cbor:"1,keyasint"`
+	Members []string `json:"members" cbor:"2,keyasint"`
+}
+
+// EditKind names what a change does.
+type EditKind string
+
+// The kinds of edit.
+const (
+	EditPolicySet      EditKind = "policy.set"
+	EditGroupSet       EditKind = "group.set"
+	EditGroupDelete    EditKind = "group.delete"
+	EditPersonSet      EditKind = "person.set"
+	EditPersonDelete   EditKind = "person.delete"
+	EditSubjectUnblock EditKind = "subject.unblock"
+)
+
+// Edit is what a change does. Exactly the field of its kind is set: YAML for
+// policy.set, Group for group.set, Person for person.set, Name for the two
+// deletes, Subject for subject.unblock.
+type Edit struct {
+	Kind    EditKind `json:"kind" cbor:"1,keyasint"`
+	YAML    string   `json:"yaml,omitempty" cbor:"2,keyasint,omitempty"`
+	Group   *Group   `json:"group,omitempty" cbor:"3,keyasint,omitempty"`
+	Person  *Person  `json:"person,omitempty" cbor:"4,keyasint,omitempty"`
+	Name    string   `json:"name,omitempty" cbor:"5,keyasint,omitempty"`
+	Subject string   `json:"subject,omitempty" cbor:"6,keyasint,omitempty"`
+}
+
+// Change is a proposed change of policy, groups, persons or blocks.
+type Change struct {
+	ID           string      `json:"id" cbor:"1,keyasint"`
+	State        ChangeState `json:"state" cbor:"2,keyasint"`
+	Author       string      `json:"author" cbor:"3,keyasint"` // SPIFFE ID
+	AuthorPerson string      `json:"author_person" cbor:"4,keyasint"`
+	Edit         Edit        `json:"edit" cbor:"5,keyasint"`
+	BaseRevision uint64      `json:"base_revision" cbor:"6,keyasint"`
+	BlockIndex   uint64      `json:"block_index,omitempty" cbor:"7,keyasint,omitempty"` // subject.unblock: which block
+	Hash         string      `json:"hash" cbor:"8,keyasint"`
+	Decisions    []Decision  `json:"decisions" cbor:"9,keyasint"`
+	Created      Millis      `json:"created" cbor:"10,keyasint"`
+	Expires      Millis      `json:"expires" cbor:"11,keyasint"`
+	Ended        Millis      `json:"ended,omitempty" cbor:"12,keyasint,omitempty"`
+	EndedBy      string      `json:"ended_by,omitempty" cbor:"13,keyasint,omitempty"`
+	Index        uint64      `json:"index" cbor:"14,keyasint"` // Raft index of its last change
+}
+
+// StateAt returns the state, counting a pending change as expired once its time
+// is over, whether or not a tick has said so yet.
+func (c Change) StateAt(now Millis) ChangeState {
+	if c.State == ChangePending && now >= c.Expires {
+		return ChangeExpired
+	}
+	return c.State
+}
+
+// PolicyDoc is the policy in force.
+type PolicyDoc struct {
+	Revision uint64 `json:"revision" cbor:"1,keyasint"`
+	YAML     string `json:"yaml" cbor:"2,keyasint"`
+}
+
+// Role says what an issuer signs.
+type Role string
+
+// The roles.
+const (
+	RoleIdentity Role = "identity"
+	RoleGrant    Role = "grant"
+)
+
+// Issuer is a node's certificate authority for one trust domain.
+type Issuer struct {
+	ID       string `json:"id" cbor:"1,keyasint"` // hex SHA-256 of the DER
+	Node     string `json:"node" cbor:"2,keyasint"`
+	Role     Role   `json:"role" cbor:"3,keyasint"`
+	NotAfter Millis `json:"not_after" cbor:"4,keyasint"`
+	Denied   Millis `json:"denied,omitempty" cbor:"5,keyasint,omitempty"` // when; 0: in use
+	DeniedBy string `json:"denied_by,omitempty" cbor:"6,keyasint,omitempty"`
+	Reason   string `json:"reason,omitempty" cbor:"7,keyasint,omitempty"`
+	DER      []byte `json:"der" cbor:"8,keyasint"`
+	Index    uint64 `json:"index" cbor:"9,keyasint"` // Raft index of its last change
+}
+
+// Node is a member of the cluster.
+type Node struct {
+	ID          string `json:"id" cbor:"1,keyasint"`
+	Key         []byte `json:"key" cbor:"2,keyasint"`       // Ed25519, of the node-to-node transport
+	AuditKey    string `json:"audit_key" cbor:"3,keyasint"` // note verifier key
+	RaftAddress string `json:"raft_address" cbor:"4,keyasint"`
+	APIAddress  string `json:"api_address" cbor:"5,keyasint"`
+}
+
+// Cluster is what the cluster is: its names, members, issuers and counters.
+type Cluster struct {
+	ID                string   `json:"id"`
+	TrustDomain       string   `json:"trust_domain"`
+	GrantTrustDomain  string   `json:"grant_trust_domain"`
+	Epoch             uint64   `json:"epoch"`
+	LastNow           Millis   `json:"last_now"` // effective time of the last accepted command
+	PolicyRevision    uint64   `json:"policy_revision"`
+	DirectoryRevision uint64   `json:"directory_revision"`
+	FeedRevision      uint64   `json:"feed_revision"`
+	AuditSize         uint64   `json:"audit_size"` // leaves of the audit log
+	Nodes             []Node   `json:"nodes"`
+	Issuers           []Issuer `json:"issuers"`
+}
+
+// Block says that a subject gets no grants.
+type Block struct {
+	Subject string `json:"subject" cbor:"1,keyasint"`
+	Reason  string `json:"reason" cbor:"2,keyasint"`
+	By      string `json:"by" cbor:"3,keyasint"`
+	At      Millis `json:"at" cbor:"4,keyasint"`
+	Index   uint64 `json:"index" cbor:"5,keyasint"`
+}
+
+// Issue records one certificate; the record is committed before the signature
+// is made.
+type Issue struct {
+	Serial    string `json:"serial" cbor:"1,keyasint"`
+	Role      Role   `json:"role" cbor:"2,keyasint"`
+	Grant     string `json:"grant,omitempty" cbor:"3,keyasint,omitempty"`
+	SPIFFEID  string `json:"spiffe_id" cbor:"4,keyasint"`
+	TBSHash   string `json:"tbs_hash" cbor:"5,keyasint"`
+	Issuer    string `json:"issuer" cbor:"6,keyasint"`
+	NotBefore Millis `json:"not_before" cbor:"7,keyasint"`
+	NotAfter  Millis `json:"not_after" cbor:"8,keyasint"`
+	Key       string `json:"key" cbor:"9,keyasint"`
+	By        string `json:"by" cbor:"10,keyasint"`
+	CSRBy     string `json:"csr_by,omitempty" cbor:"11,keyasint,omitempty"`
+	At        Millis `json:"at" cbor:"12,keyasint"`
+	Index     uint64 `json:"index" cbor:"13,keyasint"`
+}
+
+// Feed is the revocation feed: what is revoked and may still have a certificate
+// that has not run out.
+type Feed struct {
+	Epoch    uint64      `json:"epoch"`
+	Revision uint64      `json:"revision"`
+	Grants   []FeedEntry `json:"grants"`
+	Issuers  []FeedEntry `json:"issuers"`
+}
+
+// FeedEntry is one revoked grant or denied issuer, and until when it stays on
+// the feed.
+type FeedEntry struct {
+	ID    string `json:"id" cbor:"1,keyasint"`
+	Until Millis `json:"until" cbor:"2,keyasint"`
+}
+
+// Ticked is what a tick ended.
+type Ticked struct {
+	Requests []string `json:"requests,omitempty" cbor:"1,keyasint,omitempty"`
+	Grants   []string `json:"grants,omitempty" cbor:"2,keyasint,omitempty"`
+	Changes  []string `json:"changes,omitempty" cbor:"3,keyasint,omitempty"`
+	Feed     []string `json:"feed,omitempty" cbor:"4,keyasint,omitempty"` // entries that left the feed
+	Pruned   int      `json:"pruned,omitempty" cbor:"5,keyasint,omitempty"`
+	More     bool     `json:"more,omitempty" cbor:"6,keyasint,omitempty"` // more is due: tick again
+}

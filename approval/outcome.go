@@ -1,0 +1,117 @@
+package approval
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/hallpass/hallpass/grant"
+	"github.com/hallpass/hallpass/policy"
+)
+
+// outcome is what the policy in force says to r with the scope and duration of
+// v. It looks at the groups that the requester's person is in now.
+func (t *turn) outcome(r Request, v Revision) (policy.Outcome, error) {
+	p, err := t.policy()
+	if err != nil {
+		return policy.Outcome{}, err
+	}
+	requester, err := spiffeid.FromString(r.Requester)
+	if err != nil {
+		return policy.Outcome{}, err
+	}
+	subject, err := spiffeid.FromString(r.Subject)
+	if err != nil {
+		return policy.Outcome{}, err
+	}
+	scope, err := grant.ParseScope(r.Service, v.Permissions)
+	if err != nil {
+		return policy.Outcome{}, err
+	}
+	var groups []string
+	if person := t.state().personOf(requester); person != "" {
+		groups = t.state().GroupsOf(person)
+	}
+	out := policy.Decide(p, policy.Request{
+		Requester: requester, Groups: groups, Subject: subject, Scope: scope,
+		Duration: time.Duration(v.DurationMS) * time.Millisecond,
+	})
+	if out.Allowed && !out.Auto && len(requirements(out)) == 0 {
+		// Nobody required must never read as nobody needed.
+		out = policy.Outcome{Reason: "the policy requires no approval and does not say auto either"}
+	}
+	if n := len(seats(requirements(out))); n > MaxDecisions {
+		out = policy.Outcome{Reason: fmt.Sprintf("it needs %d approvals, and a request has at most %d", n, MaxDecisions)}
+	}
+	return out, nil
+}
+
+// requirements are those of an outcome, by group.
+func requirements(out policy.Outcome) []Requirement {
+	all := make([]Requirement, 0, len(out.Require))
+	for _, q := range out.Require {
+		if q.Approvals > 0 {
+			all = append(all, Requirement(q))
+		}
+	}
+	slices.SortFunc(all, func(a, b Requirement) int {
+		if a.Group < b.Group {
+			return -1
+		}
+		return 1
+	})
+	return all
+}
+
+// checkRevisions refuses a command that was decided on from an older policy or
+// directory than the ones in force.
+func (t *turn) checkRevisions(policyRevision, directoryRevision uint64) error {
+	if policyRevision == t.m.PolicyRevision && directoryRevision == t.m.DirectoryRevision {
+		return nil
+	}
+	return (&Error{
+		Code:   CodeStaleRevision,
+		Detail: "the policy or the directory has changed meanwhile",
+	}).then("try again")
+}
+
+// pin writes what the policy says about a revision into it, and its hash.
+func pin(r *Request, v Revision, out policy.Outcome) (Revision, error) {
+	v.Requirements, v.Auto = requirements(out), out.Auto
+	v.MaxDurationMS, v.CertificateTTL = out.MaxDuration.Milliseconds(), out.CertificateTTL.Milliseconds()
+	hash, err := contentHash(*r, v)
+	if err != nil {
+		return Revision{}, err
+	}
+	v.Hash = hash
+	// Whoever approved an earlier revision did so under its lifetimes: those
+	// only shrink.
+	first := len(r.Revisions) == 0
+	if first || v.MaxDurationMS < r.MaxDurationMS {
+		r.MaxDurationMS = v.MaxDurationMS
+	}
+	if first || v.CertificateTTL < r.CertificateTTL {
+		r.CertificateTTL = v.CertificateTTL
+	}
+	r.Auto, r.Rules = out.Auto, out.Rules
+	r.Revisions = append(slices.Clone(r.Revisions), v)
+	return v, nil
+}
+
+// checkPinned refuses to go on with a request that the policy in force would
+// treat differently from the one it was made under.
+func (t *turn) checkPinned(r Request) error {
+	v := r.Current()
+	out, err := t.outcome(r, v)
+	if err != nil {
+		return err
+	}
+	if out.Allowed && out.Auto == v.Auto && slices.Equal(requirements(out), v.Requirements) &&
+		out.MaxDuration.Milliseconds() == v.MaxDurationMS && out.CertificateTTL.Milliseconds() == v.CertificateTTL {
+		return nil
+	}
+	return stale("the policy, or who is in which group, has changed since request %s was made", r.ID).
+		then("cancel the request and ask again")
+}

@@ -1,0 +1,264 @@
+package approval
+
+import (
+	"encoding/binary"
+	"slices"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/hallpass/hallpass/grant"
+)
+
+// requestDetails is the audit leaf of what happens to a request.
+type requestDetails struct {
+	Subject        string        `json:"subject,omitempty"`
+	Service        string        `json:"service,omitempty"`
+	Permissions    []string      `json:"permissions,omitempty"`
+	DurationMS     int64         `json:"duration_ms,omitempty"`
+	Start          Millis        `json:"start,omitempty"`
+	Reason         string        `json:"reason,omitempty"`
+	CSRKey         string        `json:"csr_key,omitempty"`
+	PolicyRevision uint64        `json:"policy_revision,omitempty"`
+	Rules          []string      `json:"rules,omitempty"`
+	Requirements   []Requirement `json:"requirements,omitempty"`
+	Person         string        `json:"person,omitempty"`
+	Decision       Verdict       `json:"decision,omitempty"`
+	Comment        string        `json:"comment,omitempty"`
+	Hash           string        `json:"hash"`
+	State          RequestState  `json:"state"`
+	Grant          *grantDetails `json:"grant,omitempty"`
+}
+
+// createRequest opens an access request, or grants it when policy needs nobody.
+func (t *turn) createRequest(b CreateRequest) (Object, error) {
+	t.object = b.ID
+	r, err := t.draftRequest(b)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.checkRevisions(b.PolicyRevision, b.DirectoryRevision); err != nil {
+		return nil, err
+	}
+	if err := t.checkRequestLimits(r); err != nil {
+		return nil, err
+	}
+	v := Revision{Permissions: b.Permissions, DurationMS: b.Duration, By: r.Requester, At: t.now}
+	out, err := t.outcome(r, v)
+	if err != nil {
+		return nil, err
+	}
+	if !out.Allowed {
+		return nil, denied("%s", out.Reason)
+	}
+	if v, err = pin(&r, v, out); err != nil {
+		return nil, err
+	}
+	d := requestDetails{
+		Subject: r.Subject, Service: r.Service, Permissions: v.Permissions, DurationMS: v.DurationMS,
+		Start: r.Start, Reason: r.Reason, CSRKey: r.CSRKey, PolicyRevision: r.PolicyRevision,
+		Rules: r.Rules, Requirements: v.Requirements, Person: t.person, Hash: v.Hash,
+	}
+	t.openRequest(&r)
+	if r.Auto {
+		if d.Grant, err = t.approve(&r, nil); err != nil {
+			return nil, err
+		}
+	}
+	d.State = r.State
+	t.details = d
+	return r, nil
+}
+
+// draftRequest checks what the caller said, apart from policy.
+func (t *turn) draftRequest(b CreateRequest) (Request, error) {
+	u, ok := parseUID(b.ID)
+	if !ok {
+		return Request{}, invalid("request id %q is not a UUIDv7", b.ID)
+	}
+	if t.has(keyUID(prefixRequest, u)) {
+		return Request{}, conflict("there is a request %s already", b.ID)
+	}
+	if err := t.checkSubject("the subject", b.Subject); err != nil {
+		return Request{}, err
+	}
+	if err := checkText("the reason", b.Reason, 1); err != nil {
+		return Request{}, err
+	}
+	if b.CSRKey != "" {
+		if err := checkHash("the key of the CSR", b.CSRKey); err != nil {
+			return Request{}, err
+		}
+	}
+	r := Request{
+		ID: b.ID, State: RequestPending, Requester: t.actor.String(), RequesterPerson: t.person,
+		Subject: b.Subject, Service: b.Service, Reason: b.Reason, CSRKey: b.CSRKey,
+		PolicyRevision: b.PolicyRevision, Decisions: []Decision{}, Created: t.now, Trace: t.cmd.Trace,
+	}
+	if b.CSRKey != "" {
+		r.CSRBy = r.Requester
+	}
+	if err := t.checkScope(r, b.Permissions); err != nil {
+		return Request{}, err
+	}
+	return r, t.checkTimes(&r, b.Start, b.Duration)
+}
+
+// checkScope refuses a scope that is not canonical or too long for a SPIFFE ID.
+func (t *turn) checkScope(r Request, permissions []string) error {
+	if len(permissions) == 0 || len(permissions) > MaxPermissions {
+		return invalid("a request has 1 to %d permissions, not %d", MaxPermissions, len(permissions))
+	}
+	scope, err := grant.ParseScope(r.Service, permissions)
+	if err != nil {
+		return invalid("%v", err)
+	}
+	if !slices.Equal(scope.Texts(), permissions) {
+		return invalid("the permissions are not in canonical form, which is %q", scope.Texts())
+	}
+	_, err = t.grantID(r, permissions)
+	return err
+}
+
+// grantID is the SPIFFE ID of the certificates of r's grant.
+func (t *turn) grantID(r Request, permissions []string) (string, error) {
+	scope, err := grant.ParseScope(r.Service, permissions)
+	if err != nil {
+		return "", invalid("%v", err)
+	}
+	td, err := spiffeid.TrustDomainFromString(t.m.GrantTrustDomain)
+	if err != nil {
+		return "", err
+	}
+	subject, err := spiffeid.FromString(r.Subject)
+	if err != nil {
+		return "", err
+	}
+	id, err := grant.NewID(td, scope, subject, r.ID)
+	if err != nil {
+		return "", invalid("%v", err).then("ask for less, or in more than one request")
+	}
+	return id.String(), nil
+}
+
+func (t *turn) checkTimes(r *Request, start, duration int64) error {
+	if duration < 1000 || duration > MaxGrantLife.Milliseconds() {
+		return invalid("a duration is from 1s to %s, not %d ms", MaxGrantLife, duration)
+	}
+	r.Expires = t.now.Add(RequestLife)
+	if start == 0 {
+		return nil
+	}
+	if start < int64(t.now)-lateStart.Milliseconds() || start > int64(t.now.Add(MaxAhead)) {
+		return invalid("the start %s is not from now to %s ahead", Millis(min(max(start, 0), maxNow)), MaxAhead)
+	}
+	r.Start = Millis(start)
+	r.Expires = r.Start + Millis(duration)
+	return nil
+}
+
+// checkRequestLimits refuses one who is blocked or has too many requests open.
+func (t *turn) checkRequestLimits(r Request) error {
+	for _, id := range []string{r.Subject, r.Requester} {
+		if err := t.checkBlocked(id); err != nil {
+			return err
+		}
+	}
+	if n := t.countOpen(pairPrefix(prefixPendingReq, r.Requester), MaxPendingRequests); n >= MaxPendingRequests {
+		return limited("%s has %d pending requests", r.Requester, n).then("cancel some, or wait until they are decided")
+	}
+	return nil
+}
+
+// countOpen counts, up to n, what stands under prefix and has not run out.
+func (t *turn) countOpen(prefix []byte, n int) int {
+	open, seen := 0, 0
+	t.Scan(prefix, nil, func(_, v []byte) bool {
+		if seen++; len(v) == 8 && Millis(binary.BigEndian.Uint64(v)) > t.now {
+			open++
+		}
+		if seen >= 8*n {
+			// So many that a tick has yet to clear away: count them as open.
+			open = n
+		}
+		return open < n
+	})
+	return open
+}
+
+// until is the value of the keys that countOpen counts.
+func until(m Millis) []byte { return binary.BigEndian.AppendUint64(nil, uint64(max(m, 0))) }
+
+// openRequest writes a new request with its indexes.
+func (t *turn) openRequest(r *Request) {
+	u, _ := parseUID(r.ID)
+	t.index4(prefixRequestList, u, string(r.State), r.Service, r.Subject, r.Requester)
+	t.Put(pairKey(prefixPendingReq, r.Requester, string(u[:])), until(r.Expires))
+	t.mark(dueAt(prefixDue, r.Expires, dueRequest, string(u[:])))
+	t.saveRequest(r)
+}
+
+func (t *turn) saveRequest(r *Request) {
+	u, _ := parseUID(r.ID)
+	r.Index = t.index
+	t.save(keyUID(prefixRequest, u), r)
+}
+
+// endRequest takes a request out of the pending ones, for good.
+func (t *turn) endRequest(r *Request, state RequestState) {
+	u, _ := parseUID(r.ID)
+	t.moveState(prefixRequestList, u, string(r.State), string(state))
+	t.unmark(pairKey(prefixPendingReq, r.Requester, string(u[:])))
+	t.unmark(dueAt(prefixDue, r.Expires, dueRequest, string(u[:])))
+	r.State, r.Ended, r.EndedBy = state, t.now, t.cmd.Actor
+	t.saveRequest(r)
+}
+
+// index4 writes the list indexes of a new object; an empty name has no index.
+func (t *turn) index4(letter string, u uid, state, service, subject, requester string) {
+	d := u.turned()
+	t.mark(keyUID(letter+"a/", d))
+	for _, i := range []struct{ kind, name string }{{"s/", state}, {"v/", service}, {"u/", subject}, {"q/", requester}} {
+		if i.name != "" {
+			t.mark(pairKey(letter+i.kind, i.name, string(d[:])))
+		}
+	}
+}
+
+// moveState moves an object in the list by state.
+func (t *turn) moveState(letter string, u uid, from, to string) {
+	d := u.turned()
+	t.unmark(pairKey(letter+"s/", from, string(d[:])))
+	t.mark(pairKey(letter+"s/", to, string(d[:])))
+}
+
+// pendingRequest returns a request that can still be decided on.
+func (t *turn) pendingRequest(id string) (Request, error) {
+	r, err := t.state().Request(id)
+	if err != nil {
+		return Request{}, err
+	}
+	switch state := r.StateAt(t.now); state {
+	case RequestPending:
+		return r, nil
+	case RequestExpired:
+		return Request{}, expired("request %s expired at %s", id, r.Expires).then("ask again")
+	default:
+		return Request{}, conflict("request %s is %s already", id, state)
+	}
+}
+
+// cancelRequest withdraws a request: by who asked, as any of their IDs, or by
+// its subject.
+func (t *turn) cancelRequest(b CancelRequest) (Object, error) {
+	r, err := t.pendingRequest(b.Request)
+	if err != nil {
+		return nil, err
+	}
+	actor := t.actor.String()
+	if actor != r.Requester && actor != r.Subject && (t.person == "" || t.person != r.RequesterPerson) {
+		return nil, denied("only its requester or its subject cancels a request").then("deny it instead, if you may decide on it")
+	}
+	t.endRequest(&r, RequestCancelled)
+	t.details = requestDetails{Hash: r.Hash(), State: r.State}
+	return r, nil
+}

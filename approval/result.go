@@ -1,0 +1,34 @@
+package approval
+
+// Object is what a command made or changed: a Request, Grant, Change, Issue,
+// Block, Issuer, Cluster or Ticked, by value.
+type Object interface{ objectKind() string }
+
+func (Request) objectKind() string { return "request" }
+func (Grant) objectKind() string   { return "grant" }
+func (Change) objectKind() string  { return "change" }
+func (Issue) objectKind() string   { return "issue" }
+func (Block) objectKind() string   { return "block" }
+func (Issuer) objectKind() string  { return "issuer" }
+func (Cluster) objectKind() string { return "cluster" }
+func (Ticked) objectKind() string  { return "ticked" }
+
+// Result is what a command came to: Err, or Object. Kinds give these objects:
+// bootstrap a Cluster; request.* a Request; grant.issue and identity.issue an
+// Issue; grant.revoke and grant.return a Grant; subject.block a Block;
+// issuer.deny an Issuer; change.* a Change; tick a Ticked.
+type Result struct {
+	Index    uint64 // Raft index of the command; of the first one for a replay
+	Err      *Error
+	Object   Object
+	Changed  bool // the state is another one: there is an audit leaf
+	Replayed bool // an idempotent replay: what the first call came to
+}
+
+// Failure returns Err as an error, nil when the command was accepted.
+func (r Result) Failure() error {
+	if r.Err == nil {
+		return nil
+	}
+	return r.Err
+}

@@ -1,0 +1,232 @@
+package approval
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/hallpass/hallpass/audit"
+)
+
+// State answers questions about the state as a Reader shows it. It is as short
+// lived as the Reader's transaction.
+type State struct{ r Reader }
+
+// Read returns the state in r.
+func Read(r Reader) State { return State{r: r} }
+
+func (s State) meta() (meta, error) {
+	m, ok, err := load[meta](s.r, []byte(keyMeta))
+	if err == nil && !ok {
+		err = &Error{Code: CodeNotFound, Detail: "the cluster has not been bootstrapped"}
+	}
+	return m, err
+}
+
+// Cluster returns what the cluster is. The error is ErrNotFound before the
+// bootstrap.
+func (s State) Cluster() (Cluster, error) {
+	m, err := s.meta()
+	if err != nil {
+		return Cluster{}, err
+	}
+	nodes, err := every[Node](s.r, prefixNode)
+	if err != nil {
+		return Cluster{}, err
+	}
+	issuers, err := every[Issuer](s.r, prefixIssuer)
+	if err != nil {
+		return Cluster{}, err
+	}
+	return Cluster{
+		ID: m.Cluster, TrustDomain: m.TrustDomain, GrantTrustDomain: m.GrantTrustDomain,
+		Epoch: m.Epoch, LastNow: m.LastNow,
+		PolicyRevision: m.PolicyRevision, DirectoryRevision: m.DirectoryRevision,
+		FeedRevision: m.FeedRevision, AuditSize: m.AuditSize,
+		Nodes: nodes, Issuers: issuers,
+	}, nil
+}
+
+// Request returns a request, or ErrNotFound.
+func (s State) Request(id string) (Request, error) {
+	return byUID[Request](s.r, prefixRequest, "request", id)
+}
+
+// Grant returns a grant, or ErrNotFound.
+func (s State) Grant(id string) (Grant, error) {
+	return byUID[Grant](s.r, prefixGrant, "grant", id)
+}
+
+// Change returns a change, or ErrNotFound.
+func (s State) Change(id string) (Change, error) {
+	return byUID[Change](s.r, prefixChange, "change", id)
+}
+
+func byUID[T any](r Reader, prefix, what, id string) (T, error) {
+	u, ok := parseUID(id)
+	if !ok {
+		var none T
+		return none, &Error{Code: CodeNotFound, Detail: fmt.Sprintf("there is no %s %q", what, id), Next: "ids are UUIDs in lower case, as the list prints them"}
+	}
+	return find[T](r, keyUID(prefix, u), what, id)
+}
+
+// Policy returns the policy in force.
+func (s State) Policy() (PolicyDoc, error) {
+	return find[PolicyDoc](s.r, []byte(keyPolicy), "policy", "")
+}
+
+// Persons returns all persons by name.
+func (s State) Persons() ([]Person, error) { return every[Person](s.r, prefixPerson) }
+
+// Groups returns all groups by name.
+func (s State) Groups() ([]Group, error) { return every[Group](s.r, prefixGroup) }
+
+// PersonOf returns the person behind a SPIFFE ID; false when it maps to none.
+func (s State) PersonOf(id spiffeid.ID) (Person, bool, error) {
+	name := s.personOf(id)
+	if name == "" {
+		return Person{}, false, nil
+	}
+	return load[Person](s.r, key(prefixPerson, name))
+}
+
+// GroupsOf returns the names of the groups a person is in, sorted.
+func (s State) GroupsOf(person string) []string {
+	return suffixes(s.r, pairPrefix(prefixMember, person))
+}
+
+// Owners returns the names of the persons who own a subject, sorted.
+func (s State) Owners(subject spiffeid.ID) []string {
+	return suffixes(s.r, pairPrefix(prefixOwner, subject.String()))
+}
+
+// suffixes returns what follows prefix in each key under it.
+func suffixes(r Reader, prefix []byte) []string {
+	var all []string
+	r.Scan(prefix, nil, func(k, _ []byte) bool {
+		all = append(all, string(k[len(prefix):]))
+		return true
+	})
+	return all
+}
+
+// Block returns the block on a subject; false when there is none.
+func (s State) Block(subject spiffeid.ID) (Block, bool, error) {
+	return load[Block](s.r, key(prefixBlock, subject.String()))
+}
+
+// Blocks returns all blocks.
+func (s State) Blocks() ([]Block, error) { return every[Block](s.r, prefixBlock) }
+
+// Issuer returns an issuer, or ErrNotFound.
+func (s State) Issuer(id string) (Issuer, error) {
+	return find[Issuer](s.r, key(prefixIssuer, id), "issuer", id)
+}
+
+// Node returns a member of the cluster, or ErrNotFound.
+func (s State) Node(id string) (Node, error) {
+	return find[Node](s.r, key(prefixNode, id), "node", id)
+}
+
+// Feed returns the revocation feed.
+func (s State) Feed() (Feed, error) {
+	m, err := s.meta()
+	if err != nil {
+		return Feed{}, err
+	}
+	grants, err := every[FeedEntry](s.r, prefixFeedGrant)
+	if err != nil {
+		return Feed{}, err
+	}
+	issuers, err := every[FeedEntry](s.r, prefixFeedIssuer)
+	if err != nil {
+		return Feed{}, err
+	}
+	return Feed{Epoch: m.Epoch, Revision: m.FeedRevision, Grants: grants, Issuers: issuers}, nil
+}
+
+// Issue returns the record of a certificate by its serial (lower-case hex), or
+// ErrNotFound.
+func (s State) Issue(serial string) (Issue, error) {
+	return find[Issue](s.r, key(prefixIssue, serial), "certificate", serial)
+}
+
+// Issuances returns the records of a grant's certificates, by serial.
+func (s State) Issuances(grantID string) ([]Issue, error) {
+	u, ok := parseUID(grantID)
+	if !ok {
+		return nil, nil
+	}
+	var all []Issue
+	for _, serial := range suffixes(s.r, keyUID(prefixGrantIssue, u)) {
+		issue, err := s.Issue(serial)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, issue)
+	}
+	return all, nil
+}
+
+// AuditSize returns the number of leaves of the audit log; 0 before the
+// bootstrap.
+func (s State) AuditSize() (int64, error) {
+	m, err := s.meta()
+	if errors.Is(err, ErrNotFound) {
+		return 0, nil
+	}
+	return int64(m.AuditSize), err
+}
+
+// AuditBody returns the canonical body of leaf number index, nil when there is
+// none.
+func (s State) AuditBody(index int64) []byte {
+	if index < 0 {
+		return nil
+	}
+	return bytes.Clone(s.r.Get(numberKey(prefixAuditBody, uint64(index))))
+}
+
+// AuditEntry returns leaf number index, or ErrNotFound.
+func (s State) AuditEntry(index int64) (audit.Entry, error) {
+	body := s.AuditBody(index)
+	if body == nil {
+		return audit.Entry{}, &Error{Code: CodeNotFound, Detail: fmt.Sprintf("the audit log has no entry %d", index)}
+	}
+	return audit.ParseEntry(body)
+}
+
+// GetHash implements audit.HashReader.
+func (s State) GetHash(index int64) (tlog.Hash, bool) {
+	if index < 0 {
+		return tlog.Hash{}, false
+	}
+	data := s.r.Get(numberKey(prefixAuditHash, uint64(index)))
+	if len(data) != tlog.HashSize {
+		return tlog.Hash{}, false
+	}
+	return tlog.Hash(data), true
+}
+
+// personOf returns the name of the person behind a SPIFFE ID, "" for none.
+func (s State) personOf(id spiffeid.ID) string {
+	return string(s.r.Get(key(prefixPersonID, id.String())))
+}
+
+// IsAdmin says whether the person behind a SPIFFE ID is an admin.
+func (s State) IsAdmin(id spiffeid.ID) bool {
+	name := s.personOf(id)
+	return name != "" && s.isMember(name, AdminGroup)
+}
+
+func (s State) isMember(person, group string) bool {
+	return s.r.Get(pairKey(prefixMember, person, group)) != nil
+}
+
+// hasNUL refuses what would reach out of its place in a key.
+func hasNUL(s string) bool { return strings.IndexByte(s, 0) >= 0 }

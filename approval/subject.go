@@ -1,0 +1,112 @@
+package approval
+
+import "github.com/spiffe/go-spiffe/v2/spiffeid"
+
+// blockDetails is the audit leaf of a block.
+type blockDetails struct {
+	Reason string   `json:"reason"`
+	Grants []string `json:"grants"` // that ended
+}
+
+// issuerDetails is the audit leaf of a denied issuer.
+type issuerDetails struct {
+	Node   string `json:"node"`
+	Role   Role   `json:"role"`
+	Reason string `json:"reason"`
+	Until  Millis `json:"feed_until"`
+}
+
+// checkBlocked refuses a blocked SPIFFE ID. It may neither hold nor ask for
+// grants, nor approve any. What an admin does besides is left to them: an admin
+// who could stop the others by blocking them would rule alone.
+func (t *turn) checkBlocked(id string) error {
+	b, blocked, err := load[Block](t, key(prefixBlock, id))
+	if err != nil {
+		return err
+	}
+	if blocked {
+		return denied("%s is blocked since %s: %s", id, b.At, b.Reason).then("have an admin propose to unblock it")
+	}
+	return nil
+}
+
+// blockSubject ends all grants of a subject and lets none be made.
+func (t *turn) blockSubject(b BlockSubject) (Object, error) {
+	if !t.admin {
+		return nil, denied("only an admin blocks a subject")
+	}
+	if err := t.checkSubject("the subject", b.Subject); err != nil {
+		return nil, err
+	}
+	if err := checkText("the reason", b.Reason, 1); err != nil {
+		return nil, err
+	}
+	if old, blocked, err := load[Block](t, key(prefixBlock, b.Subject)); err != nil {
+		return nil, err
+	} else if blocked {
+		t.unchanged = true
+		return old, nil
+	}
+	block := Block{Subject: b.Subject, Reason: b.Reason, By: t.cmd.Actor, At: t.now, Index: t.index}
+	t.save(key(prefixBlock, b.Subject), block)
+	d := blockDetails{Reason: b.Reason, Grants: []string{}}
+	for _, id := range suffixes(t, pairPrefix(prefixLiveGrant, b.Subject)) {
+		g, err := find[Grant](t, key(prefixGrant, id), "grant", id)
+		if err != nil {
+			return nil, err
+		}
+		if g.StateAt(t.now) == GrantActive {
+			t.endGrant(&g, GrantRevoked, "the subject was blocked: "+b.Reason)
+			d.Grants = append(d.Grants, g.ID)
+		}
+	}
+	t.details = d
+	return block, nil
+}
+
+// unblock lets a subject have grants again. Those that it had stay revoked.
+func (t *turn) unblock(subject string, index uint64) error {
+	b, err := find[Block](t, key(prefixBlock, subject), "block of", subject)
+	if err != nil {
+		return err
+	}
+	if index != 0 && b.Index != index {
+		return stale("%s was blocked again meanwhile: %s", subject, b.Reason).then("propose the change again")
+	}
+	t.Delete(key(prefixBlock, subject))
+	return nil
+}
+
+// denyIssuer takes an issuer's certificates out of use, for good. The entry
+// stays on the feed until the issuer itself ends, and not only until the last
+// certificate that was recorded: whoever has its key signs without recording.
+func (t *turn) denyIssuer(b DenyIssuer) (Object, error) {
+	if !t.admin {
+		return nil, denied("only an admin denies an issuer")
+	}
+	if err := checkText("the reason", b.Reason, 1); err != nil {
+		return nil, err
+	}
+	issuer, err := t.state().Issuer(b.Issuer)
+	if err != nil {
+		return nil, err
+	}
+	if issuer.Denied != 0 {
+		t.unchanged = true
+		return issuer, nil
+	}
+	issuer.Denied, issuer.DeniedBy, issuer.Reason, issuer.Index = t.now, t.cmd.Actor, b.Reason, t.index
+	t.save(key(prefixIssuer, issuer.ID), issuer)
+	d := issuerDetails{Node: issuer.Node, Role: issuer.Role, Reason: b.Reason}
+	if end := issuer.NotAfter.Add(FeedSkew); end > t.now {
+		t.joinFeed(key(prefixFeedIssuer, issuer.ID), dueFeedIssuer, issuer.ID, FeedEntry{ID: issuer.ID, Until: end})
+		d.Until = end
+	}
+	t.details = d
+	return issuer, nil
+}
+
+// isServiceOrNode says whether id is one that an admin may have issued.
+func (t *turn) isServiceOrNode(id spiffeid.ID) bool {
+	return id.TrustDomain().Name() == t.m.TrustDomain && t.issuable(id.String())
+}

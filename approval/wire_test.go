@@ -1,0 +1,235 @@
+package approval
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "write testdata/wire.golden anew")
+
+// oneOfEach has a command of every kind, with every field set.
+func oneOfEach() []Command {
+	const id = "019ca8a0-3e80-7000-8000-00000000000"
+	hash := strings.Repeat("ab", 32)
+	person := Person{Name: "bob", IDs: []string{"spiffe://acme.test/user/bob"}, Owns: []string{"spiffe://acme.test/agent/x"}}
+	group := Group{Name: "security", Members: []string{"bob", "carol"}}
+	bodies := []Body{
+		Bootstrap{
+			Cluster: "acme", TrustDomain: "acme.test", GrantTrustDomain: "grants.acme.test",
+			Nodes: []BootstrapNode{{
+				ID: "n1", Key: []byte{1}, AuditKey: "k", RaftAddress: "r", APIAddress: "a",
+				IdentityIssuer: []byte{2}, GrantIssuer: []byte{3},
+			}},
+			Persons: []Person{person}, Groups: []Group{group}, Policy: "version: 1\n",
+		},
+		CreateRequest{
+			ID: id + "1", Subject: "spiffe://acme.test/agent/x", Service: "payments", Permissions: []string{"GET /accounts/**"},
+			Reason: "why", Start: 1772355600000, Duration: 1800000, CSRKey: hash, PolicyRevision: 3, DirectoryRevision: 4,
+		},
+		DecideRequest{
+			Request: id + "1", Hash: hash, Verdict: Approve, Comment: "yes", Permissions: []string{"GET /accounts/*"},
+			Duration: 600000, PolicyRevision: 3, DirectoryRevision: 4,
+		},
+		CancelRequest{Request: id + "1"},
+		Tick{},
+		IssueGrant{
+			Grant: id + "1", Serial: "c0ffee", TBSHash: hash, Issuer: hash, NotBefore: 1772355590000, NotAfter: 1772355900000,
+			Key: hash, CSRBy: "spiffe://acme.test/agent/x",
+		},
+		RevokeGrant{Grant: id + "1", Reason: "why"},
+		ReturnGrant{Grant: id + "1"},
+		IssueIdentity{
+			Serial: "c0ffee", TBSHash: hash, Issuer: hash, SPIFFEID: "spiffe://acme.test/service/payments",
+			NotBefore: 1772355590000, NotAfter: 1772355900000, Key: hash,
+		},
+		BlockSubject{Subject: "spiffe://acme.test/agent/x", Reason: "why"},
+		DenyIssuer{Issuer: hash, Reason: "why"},
+		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditPolicySet, YAML: "version: 1\n"}, BaseRevision: 3},
+		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditGroupSet, Group: &group}, BaseRevision: 4},
+		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditGroupDelete, Name: "security"}, BaseRevision: 4},
+		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditPersonSet, Person: &person}, BaseRevision: 4},
+		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditPersonDelete, Name: "bob"}, BaseRevision: 4},
+		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditSubjectUnblock, Subject: "spiffe://acme.test/agent/x"}, BaseRevision: 4},
+		DecideChange{Change: id + "2", Hash: hash, Verdict: Deny, Comment: "no"},
+		CancelChange{Change: id + "2"},
+	}
+	commands := make([]Command, len(bodies))
+	for i, b := range bodies {
+		commands[i] = Command{
+			V: Version, ID: id + "9", Kind: b.kind(), Now: 1772355600000, Node: "n1", Actor: "spiffe://acme.test/user/bob",
+			Trace: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", Idem: &Idem{Key: "k", BodyHash: hash}, Body: b,
+		}
+	}
+	return commands
+}
+
+// TestWireGolden pins the encoding: a log written by one version is read by all
+// later ones, on every node to the same bytes.
+func TestWireGolden(t *testing.T) {
+	var got strings.Builder
+	kinds := map[Kind]bool{}
+	for _, c := range oneOfEach() {
+		data, err := c.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		kinds[c.Kind] = true
+		fmt.Fprintf(&got, "%s %s\n", c.Kind, hex.EncodeToString(data))
+		back, err := DecodeCommand(data)
+		if err != nil {
+			t.Fatalf("%s: %v", c.Kind, err)
+		}
+		if diff := cmp.Diff(c, back); diff != "" {
+			t.Errorf("%s comes back different (-sent +read):\n%s", c.Kind, diff)
+		}
+	}
+	if len(kinds) != 14 {
+		t.Errorf("%d kinds", len(kinds))
+	}
+	file := filepath.Join("testdata", "wire.golden")
+	if *update {
+		if err := os.WriteFile(file, []byte(got.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got.String()); diff != "" {
+		t.Errorf("the encoding has changed (-was +is):\n%s", diff)
+	}
+}
+
+// TestWireRefuses tries other spellings of commands, and fields that are not
+// theirs.
+func TestWireRefuses(t *testing.T) {
+	good := Command{ID: "019ca8a0-3e80-7000-8000-000000000009", Now: 1, Node: "n1", Body: CancelRequest{Request: "x"}}
+	data, err := good.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := DecodeCommand(data); err != nil {
+		t.Fatal(err)
+	}
+	raw := func(v any) []byte {
+		b, err := cbor.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	fields := func(change func(m map[int]any)) []byte {
+		var m map[int]any
+		if err := cbor.Unmarshal(data, &m); err != nil {
+			t.Fatal(err)
+		}
+		change(m)
+		b, err := encoder.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	for name, bad := range map[string][]byte{
+		"nothing":             {},
+		"null":                {0xf6},
+		"a byte more":         append(bytes.Clone(data), 0),
+		"a byte less":         data[:len(data)-1],
+		"another version":     fields(func(m map[int]any) { m[1] = 2 }),
+		"unknown kind":        fields(func(m map[int]any) { m[3] = "request.grant" }),
+		"another kind":        fields(func(m map[int]any) { m[3] = "request.create" }),
+		"unknown field":       fields(func(m map[int]any) { m[10] = 1 }),
+		"missing field":       fields(func(m map[int]any) { delete(m, 7) }),
+		"no body":             fields(func(m map[int]any) { m[9] = nil }),
+		"unknown body field":  fields(func(m map[int]any) { m[9] = map[int]any{1: "x", 2: "y"} }),
+		"missing body field":  fields(func(m map[int]any) { m[9] = map[int]any{} }),
+		"body of a name":      fields(func(m map[int]any) { m[9] = map[string]any{"request": "x"} }),
+		"float for a number":  fields(func(m map[int]any) { m[4] = 1.0 }),
+		"bytes for a text":    fields(func(m map[int]any) { m[5] = []byte("n1") }),
+		"wide number":         bytes.Replace(data, []byte{0x01, 0x01}, []byte{0x01, 0x18, 0x01}, 1),
+		"invalid UTF-8":       fields(func(m map[int]any) { m[5] = "n\xff" }),
+		"tagged":              append([]byte{0xd9, 0xd9, 0xf7}, data...),
+		"indefinite length":   append(append([]byte{0xbf}, data[1:]...), 0xff),
+		"field twice":         append(append([]byte{data[0] + 1}, data[1:]...), raw(9)...),
+		"too long":            bytes.Repeat([]byte{0}, MaxCommandBytes+1),
+		"a deep nest":         bytes.Repeat([]byte{0x81}, 10_000),
+		"a huge array's head": {0x9b, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
+	} {
+		if c, err := DecodeCommand(bad); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %+v, %v", name, c, err)
+		}
+	}
+	for name, c := range map[string]Command{
+		"no body":    {ID: good.ID},
+		"other kind": {ID: good.ID, Kind: KindTick, Body: CancelRequest{}},
+		"other V":    {V: 2, ID: good.ID, Body: Tick{}},
+	} {
+		if _, err := c.Encode(); err == nil {
+			t.Errorf("%s: encoded", name)
+		}
+	}
+}
+
+func TestResultRoundTrip(t *testing.T) {
+	for _, r := range []Result{
+		{Index: 7, Err: &Error{Code: CodeDenied, Detail: "no", Next: "ask"}},
+		{Index: 8, Object: Request{ID: "x", Decisions: []Decision{}, Revisions: []Revision{}, Rules: []string{}}, Changed: true},
+		{Index: 9, Object: Grant{ID: "x", Permissions: []string{"tcp"}, Requirements: []Requirement{}, Votes: []Vote{{Group: "g", Person: "p"}}}, Replayed: true},
+		{Index: 10, Object: Change{ID: "x", Edit: Edit{Kind: EditGroupSet, Group: &Group{Name: "g", Members: []string{"m"}}}, Decisions: []Decision{}}},
+		{Index: 11, Object: Issue{Serial: "a1", NotAfter: 5}},
+		{Index: 12, Object: Block{Subject: "s", At: 3}},
+		{Index: 13, Object: Issuer{ID: "i", DER: []byte{1}}},
+		{Index: 14, Object: Cluster{ID: "c", Epoch: 1, Nodes: []Node{}, Issuers: []Issuer{}}},
+		{Index: 15, Object: Ticked{Grants: []string{"g"}, More: true}},
+	} {
+		data, err := r.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := DecodeResult(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(r, back); diff != "" {
+			t.Errorf("comes back different (-sent +read):\n%s", diff)
+		}
+		if (r.Failure() == nil) != (r.Err == nil) {
+			t.Errorf("failure %v of %v", r.Failure(), r.Err)
+		}
+	}
+	for _, bad := range [][]byte{nil, {0xf6, 0}, {0xa1, 0x03, 0x61, 'x'}} {
+		if r, err := DecodeResult(bad); err == nil {
+			t.Errorf("%x: %+v", bad, r)
+		}
+	}
+}
+
+func TestErrorsIs(t *testing.T) {
+	for code, sentinel := range map[Code]error{
+		CodeNotFound: ErrNotFound, CodeDenied: ErrDenied, CodeConflict: ErrConflict, CodeStale: ErrStale,
+		CodeStaleRevision: ErrStaleRevision, CodeInvalid: ErrInvalid, CodeExpired: ErrExpired, CodeLimit: ErrLimit,
+		CodeIdempotencyMismatch: ErrIdempotencyMismatch, CodeInternal: ErrInternal,
+	} {
+		err := fmt.Errorf("wrapped: %w", &Error{Code: code, Detail: "x"})
+		if !errors.Is(err, sentinel) {
+			t.Errorf("%s is not %v", code, sentinel)
+		}
+		if code != CodeDenied && errors.Is(err, ErrDenied) {
+			t.Errorf("%s is a denial", code)
+		}
+	}
+	if !errors.Is(&Error{Code: CodeStaleRevision}, ErrStale) || errors.Is(&Error{Code: CodeStale}, ErrStaleRevision) {
+		t.Error("a stale revision is stale, not the other way round")
+	}
+}
