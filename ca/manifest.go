@@ -1,0 +1,88 @@
+package ca
+
+import (
+	"crypto/ed25519"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Manifest is all that is public about a new cluster: its trust domains and
+// roots, its nodes with their keys and certificates, and the first persons,
+// groups and policy. `ca sign-node` writes it, every node gets the same file,
+// and the identity root signs it.
+type Manifest struct {
+	Cluster          string // derived from the founding roots, see ClusterID
+	TrustDomain      spiffeid.TrustDomain
+	GrantTrustDomain spiffeid.TrustDomain
+	Dev              bool                // the roots were made for trying things out: loopback only
+	IdentityRoots    []*x509.Certificate // the founding root first
+	GrantRoots       []*x509.Certificate // likewise
+	Nodes            []NodeEntry         // ascending by ID
+	Persons          []Person
+	Groups           []Group
+	Policy           string // YAML
+	Signature        []byte // the identity root's, over all of the above
+}
+
+// NodeEntry is what is public about one node. Its three certificates are signed
+// by the roots.
+type NodeEntry struct {
+	ID             string
+	RaftAddress    string            // host:port
+	APIAddress     string            // host:port
+	Key            ed25519.PublicKey // of the node-to-node transport
+	AuditKey       string            // a note verifier key
+	IdentityIssuer *x509.Certificate
+	GrantIssuer    *x509.Certificate
+	APICertificate *x509.Certificate
+}
+
+// Person is who is behind one or more SPIFFE IDs.
+type Person struct {
+	Name string   `json:"name"`
+	IDs  []string `json:"ids"`            // SPIFFE IDs that are this person
+	Owns []string `json:"owns,omitempty"` // SPIFFE IDs that act for this person
+}
+
+// Group is a named list of persons.
+type Group struct {
+	Name    string   `json:"name"`
+	Members []string `json:"members"` // names of persons
+}
+
+// ClusterID returns the name of the cluster that two founding roots make: the
+// same on every node, and of no other cluster.
+func ClusterID(identityRoot, grantRoot *x509.Certificate) string {
+	h := sha256.New()
+	for _, cert := range []*x509.Certificate{identityRoot, grantRoot} {
+		sum := sha256.Sum256(cert.Raw)
+		h.Write(sum[:])
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+// Node returns the entry of one node.
+func (m Manifest) Node(id string) (NodeEntry, bool) {
+	for _, n := range m.Nodes {
+		if n.ID == id {
+			return n, true
+		}
+	}
+	return NodeEntry{}, false
+}
+
+// LoadManifest reads a manifest and checks all of it; see ParseManifest.
+func LoadManifest(path string) (Manifest, error) {
+	text, err := readFile(path)
+	if err != nil {
+		return Manifest{}, err
+	}
+	m, err := ParseManifest(text)
+	if err != nil {
+		return Manifest{}, wrapPath(path, err)
+	}
+	return m, nil
+}

@@ -1,0 +1,189 @@
+package ca
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// SignOptions says what `ca sign-node` puts into the issuers.
+type SignOptions struct {
+	// DNSDomains are the domains under which the identity issuers may name
+	// hosts; nil means the trust domain and "localhost".
+	DNSDomains []string
+	// IPRanges are the addresses that they may name; nil means loopback.
+	IPRanges []*net.IPNet
+	// Replace signs again although there is a manifest: new issuers, 90 more
+	// days, and whatever the requests changed.
+	Replace bool
+	Now     time.Time // zero means the clock's
+}
+
+// SignNodes makes the members of a cluster out of their requests: it checks the
+// proof of every key, signs for each node an issuer of identities, an issuer of
+// grants and the certificate of its API, and writes and returns the manifest,
+// which goes to every node. dir is the offline folder.
+//
+// Running it again with the same requests returns the manifest that is there.
+// With other requests it refuses, unless told to replace it.
+func SignNodes(dir string, requests []NodeRequest, o SignOptions) (Manifest, error) {
+	off, err := openOffline(dir)
+	if err != nil {
+		return Manifest{}, err
+	}
+	if o, err = o.checked(off.identityTD); err != nil {
+		return Manifest{}, err
+	}
+	requests = slices.Clone(requests)
+	slices.SortFunc(requests, func(a, b NodeRequest) int { return strings.Compare(a.ID, b.ID) })
+
+	path := filepath.Join(dir, ManifestFile)
+	if !o.Replace {
+		old, err := LoadManifest(path)
+		if err == nil {
+			return old, old.covers(requests, o)
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return Manifest{}, err
+		}
+	}
+	m := Manifest{
+		Cluster:          ClusterID(off.identity.cert, off.grant.cert),
+		TrustDomain:      off.identityTD,
+		GrantTrustDomain: off.grants,
+		Dev:              isDev(off.identity.cert),
+		IdentityRoots:    []*x509.Certificate{off.identity.cert},
+		GrantRoots:       []*x509.Certificate{off.grant.cert},
+		Persons:          off.seed.Persons,
+		Groups:           off.seed.Groups,
+		Policy:           off.seed.Policy,
+	}
+	for _, r := range requests {
+		entry, err := off.signNode(r, o)
+		if err != nil {
+			return Manifest{}, fmt.Errorf("node %q: %w", r.ID, err)
+		}
+		m.Nodes = append(m.Nodes, entry)
+	}
+	return off.seal(m, path, o.Now)
+}
+
+// seal signs a manifest, checks that it loads, and writes it.
+func (o *offline) seal(m Manifest, path string, now time.Time) (Manifest, error) {
+	statement, err := m.statement()
+	if err != nil {
+		return Manifest{}, err
+	}
+	if m.Signature, err = o.signStatement("manifest of "+m.Cluster, statement, now); err != nil {
+		return Manifest{}, err
+	}
+	text, err := m.Encode()
+	if err != nil {
+		return Manifest{}, err
+	}
+	if m, err = ParseManifest(text); err != nil {
+		return Manifest{}, err
+	}
+	return m, writeFile(path, text, publicMode)
+}
+
+func (o SignOptions) checked(td spiffeid.TrustDomain) (SignOptions, error) {
+	if o.Now.IsZero() {
+		o.Now = time.Now()
+	}
+	if o.DNSDomains == nil {
+		o.DNSDomains = []string{td.Name(), "localhost"}
+	}
+	for _, domain := range o.DNSDomains {
+		if !validDNSName(domain) {
+			return o, fmt.Errorf("%w: %q is not a lower-case DNS domain", ErrInvalid, domain)
+		}
+	}
+	if o.IPRanges == nil {
+		o.IPRanges = []*net.IPNet{
+			{IP: net.IPv4(127, 0, 0, 0).To4(), Mask: net.CIDRMask(8, 32)},
+			{IP: net.IPv6loopback, Mask: net.CIDRMask(128, 128)},
+		}
+	}
+	return o, nil
+}
+
+// covers reports, as an error, whether a manifest is of other requests
+// or of other limits.
+func (m Manifest) covers(requests []NodeRequest, o SignOptions) error {
+	if len(requests) != len(m.Nodes) {
+		return fmt.Errorf("%w: a manifest of %d nodes, and these are %d", ErrExists, len(m.Nodes), len(requests))
+	}
+	for i, r := range requests {
+		keys, err := r.check(m.TrustDomain)
+		if err != nil {
+			return fmt.Errorf("node %q: %w", r.ID, err)
+		}
+		n := m.Nodes[i]
+		same := r.ID == n.ID && r.RaftAddress == n.RaftAddress && r.APIAddress == n.APIAddress && r.AuditKey == n.AuditKey &&
+			keys.transport.Equal(n.Key) &&
+			samePublicKey(keys.identity, n.IdentityIssuer.PublicKey) &&
+			samePublicKey(keys.grants, n.GrantIssuer.PublicKey) &&
+			samePublicKey(keys.api, n.APICertificate.PublicKey) &&
+			slices.Equal(r.DNSNames, n.APICertificate.DNSNames) &&
+			slices.EqualFunc(r.IPs, n.APICertificate.IPAddresses, net.IP.Equal)
+		if !same {
+			return fmt.Errorf("%w: a manifest in which node %q has other keys or addresses", ErrExists, n.ID)
+		}
+		if !slices.Equal(o.DNSDomains, n.IdentityIssuer.PermittedDNSDomains) || !slices.EqualFunc(o.IPRanges, n.IdentityIssuer.PermittedIPRanges, sameRange) {
+			return fmt.Errorf("%w: a manifest in which the issuer of node %q may name hosts under %s and %v", ErrExists, n.ID,
+				orNone(n.IdentityIssuer.PermittedDNSDomains), n.IdentityIssuer.PermittedIPRanges)
+		}
+	}
+	return nil
+}
+
+func sameRange(a, b *net.IPNet) bool { return a.String() == b.String() }
+
+// signNode signs one node's three certificates.
+func (o *offline) signNode(r NodeRequest, opts SignOptions) (NodeEntry, error) {
+	keys, err := r.check(o.identityTD)
+	if err != nil {
+		return NodeEntry{}, err
+	}
+	n := NodeEntry{ID: r.ID, RaftAddress: r.RaftAddress, APIAddress: r.APIAddress, Key: keys.transport, AuditKey: r.AuditKey}
+	v, err := clamp(o.identity.cert, opts.Now, IssuerLife, offlineBackdate, earliest(o.identity.cert.NotAfter, o.grant.cert.NotAfter))
+	if err != nil {
+		return NodeEntry{}, err
+	}
+	for _, key := range []crypto.PublicKey{keys.identity, keys.grants} {
+		if pub, ok := key.(*ecdsa.PublicKey); !ok || pub.Curve != elliptic.P256() {
+			return NodeEntry{}, fmt.Errorf("%w: an issuer's key must be ECDSA on P-256", ErrKey)
+		}
+	}
+	template := issuerProfile(issuerName(o.identityTD, r.ID, RoleIdentity), o.identityTD.ID().URL(),
+		identityLimits(opts.DNSDomains, opts.IPRanges), keys.identity, v)
+	if n.IdentityIssuer, err = o.sign(o.identity, template, opts.Now); err != nil {
+		return NodeEntry{}, err
+	}
+	template = issuerProfile(issuerName(o.grants, r.ID, RoleGrants), o.grants.ID().URL(),
+		grantLimits(o.grants.Name()), keys.grants, v)
+	if n.GrantIssuer, err = o.sign(o.grant, template, opts.Now); err != nil {
+		return NodeEntry{}, err
+	}
+	template = identityProfile(nodeID(o.identityTD, r.ID).URL(), r.DNSNames, r.IPs, keys.api, v)
+	if n.APICertificate, err = o.sign(o.identity, template, opts.Now); err != nil {
+		return NodeEntry{}, err
+	}
+	return n, nil
+}
+
+func issuerName(td spiffeid.TrustDomain, node string, role Role) string {
+	return fmt.Sprintf("%s %s issuer %s", td.Name(), role, node)
+}
