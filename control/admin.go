@@ -1,0 +1,149 @@
+package control
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/hallpass/hallpass/approval"
+)
+
+// Health is what /readyz answers.
+type Health struct {
+	Ready    bool      `json:"ready"`
+	Node     string    `json:"node"`
+	Findings []Finding `json:"findings"`
+}
+
+// Finding is one thing that was looked at. A node is ready while nothing fails.
+type Finding struct {
+	Check  string `json:"check"`
+	Status string `json:"status"` // "ok", "warn" or "fail"
+	Detail string `json:"detail,omitempty"`
+}
+
+const (
+	statusOK   = "ok"
+	statusWarn = "warn"
+	statusFail = "fail"
+)
+
+// Health looks at the node.
+func (s *Server) Health() Health { return s.n.health() }
+
+func (n *node) health() Health {
+	h := Health{Node: n.node.ID, Findings: []Finding{n.checkStore(), n.checkLeader(), n.checkBootstrap(), n.checkFeed(), n.checkClock()}}
+	h.Findings = append(h.Findings,
+		n.checkCertificate("identity issuer", n.node.Identity.Certificate()),
+		n.checkCertificate("grant issuer", n.node.Grants.Certificate()))
+	if leaf := n.node.API.Leaf; leaf != nil {
+		h.Findings = append(h.Findings, n.checkCertificate("api certificate", leaf))
+	}
+	h.Ready = true
+	for _, f := range h.Findings {
+		h.Ready = h.Ready && f.Status != statusFail
+	}
+	return h
+}
+
+func (n *node) checkStore() Finding {
+	if err := n.store.Err(); err != nil {
+		return Finding{"store", statusFail, err.Error()}
+	}
+	return Finding{"store", statusOK, ""}
+}
+
+func (n *node) checkLeader() Finding {
+	leader, ok := n.store.Leader()
+	if !ok {
+		return Finding{"leader", statusFail, "no leader is known here: fewer than a quorum of nodes can be reached"}
+	}
+	return Finding{"leader", statusOK, leader}
+}
+
+func (n *node) checkBootstrap() Finding {
+	err := n.local(func(s approval.State) error {
+		_, err := s.Cluster()
+		return err
+	})
+	switch {
+	case errors.Is(err, approval.ErrNotFound):
+		return Finding{"bootstrap", statusFail, "the cluster has not been bootstrapped"}
+	case err != nil:
+		return Finding{"bootstrap", statusFail, err.Error()}
+	}
+	return Finding{"bootstrap", statusOK, ""}
+}
+
+// checkFeed warns when services that demand a fresh feed would refuse.
+func (n *node) checkFeed() Finding {
+	_, verified, loaded, _ := n.feed.get()
+	if !loaded || verified.IsZero() {
+		return Finding{"revocation feed", statusWarn, "not confirmed by a quorum yet"}
+	}
+	if age := n.now().Sub(verified); age > 10*time.Second {
+		return Finding{"revocation feed", statusWarn, fmt.Sprintf("last confirmed by a quorum %s ago", age.Round(time.Second))}
+	}
+	return Finding{"revocation feed", statusOK, ""}
+}
+
+// checkCertificate warns at half of a certificate's life, which leaves as long
+// again to put the successor in place, and fails at its end.
+func (n *node) checkCertificate(what string, c *x509.Certificate) Finding {
+	now := n.now()
+	left := c.NotAfter.Sub(now)
+	detail := "ends at " + c.NotAfter.UTC().Format(time.RFC3339)
+	switch {
+	case now.Before(c.NotBefore):
+		return Finding{what, statusFail, "not valid before " + c.NotBefore.UTC().Format(time.RFC3339)}
+	case left <= 0:
+		return Finding{what, statusFail, detail}
+	case left < c.NotAfter.Sub(c.NotBefore)/2:
+		return Finding{what, statusWarn, detail}
+	}
+	return Finding{what, statusOK, detail}
+}
+
+// adminServer serves the machine's own operators.
+func (n *node) adminServer(serving context.Context, metrics http.Handler) *http.Server {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		f := n.checkStore()
+		status := http.StatusOK
+		if f.Status == statusFail {
+			status = http.StatusServiceUnavailable
+		}
+		writeJSON(w, status, f)
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		h := n.health()
+		status := http.StatusOK
+		if !h.Ready {
+			status = http.StatusServiceUnavailable
+		}
+		writeJSON(w, status, h)
+	})
+	if metrics != nil {
+		mux.Handle("GET /metrics", metrics)
+	}
+	return &http.Server{
+		Handler: mux, ReadHeaderTimeout: n.limits.Header, ReadTimeout: n.limits.Header,
+		WriteTimeout: 30 * time.Second, IdleTimeout: n.limits.Idle, MaxHeaderBytes: maxHeader,
+		ErrorLog:    log.New(handshakeLog{n}, "", 0),
+		BaseContext: func(net.Listener) context.Context { return serving },
+	}
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	_ = enc.Encode(v) // the asker's loss
+}

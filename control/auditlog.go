@@ -1,0 +1,168 @@
+package control
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"sync"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/hallpass/hallpass/approval"
+	"github.com/hallpass/hallpass/approval/api"
+	"github.com/hallpass/hallpass/audit"
+)
+
+// maxEntries is how many audit entries one answer holds, maxEntryBytes how long
+// they may be together.
+const (
+	defaultEntries = 100
+	maxEntries     = 1000
+	maxEntryBytes  = 4 << 20
+)
+
+// AuditEntries implements api.AuditBackend.
+func (b backend) AuditEntries(ctx context.Context, call api.Call, from uint64, limit int) (out api.AuditEntries, err error) {
+	if limit <= 0 {
+		limit = defaultEntries
+	}
+	out.Entries = []json.RawMessage{}
+	err = b.viewAsPerson(ctx, call, func(s approval.State) error {
+		size, err := auditSize(s)
+		if err != nil {
+			return err
+		}
+		out.Size = size
+		at, total := from, 0
+		for ; at < size && len(out.Entries) < min(limit, maxEntries) && total < maxEntryBytes; at++ {
+			body := s.AuditBody(int64(at)) // below size, so below MaxSize
+			if body == nil {
+				return fmt.Errorf("audit entry %d is missing", at)
+			}
+			out.Entries = append(out.Entries, body)
+			total += len(body)
+		}
+		if at < size {
+			out.Next = at
+		}
+		return nil
+	})
+	return out, err
+}
+
+func auditSize(s approval.State) (uint64, error) {
+	size, err := s.AuditSize()
+	return uint64(max(size, 0)), err
+}
+
+// checkpoints keeps the last checkpoint that this node signed.
+type checkpoints struct {
+	mu     sync.Mutex
+	last   audit.Checkpoint // guarded by mu
+	signed []byte           // guarded by mu
+}
+
+// AuditCheckpoint implements api.AuditBackend.
+func (b backend) AuditCheckpoint(ctx context.Context, call api.Call) (out api.AuditCheckpoint, err error) {
+	var head audit.Checkpoint
+	err = b.viewAsPerson(ctx, call, func(s approval.State) error {
+		c, err := s.Cluster()
+		if err != nil {
+			return err
+		}
+		head.Origin = audit.Origin(c.TrustDomain, c.Epoch)
+		if head.Size, err = s.AuditSize(); err != nil {
+			return err
+		}
+		head.Root, err = audit.Root(s, head.Size)
+		return err
+	})
+	if err != nil {
+		return out, err
+	}
+	signed, err := b.heads.sign(b.node, head)
+	if err != nil {
+		return out, err
+	}
+	return api.AuditCheckpoint{
+		Checkpoint: string(signed), Origin: head.Origin, Size: uint64(head.Size), Root: hash64(head.Root),
+	}, nil
+}
+
+func (c *checkpoints) sign(n *node, head audit.Checkpoint) ([]byte, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.signed != nil && c.last == head {
+		return c.signed, nil
+	}
+	signed, err := head.Sign(n.node.AuditSigner)
+	if err != nil {
+		return nil, err
+	}
+	c.last, c.signed = head, signed
+	return signed, nil
+}
+
+func hash64(h tlog.Hash) string { return base64.StdEncoding.EncodeToString(h[:]) }
+
+// sizes checks what a proof is asked over; zero stands for the log's size now.
+func sizes(s approval.State, wanted uint64) (int64, error) {
+	size, err := s.AuditSize()
+	if err != nil {
+		return 0, err
+	}
+	if wanted == 0 {
+		return size, nil
+	}
+	if wanted > uint64(max(size, 0)) {
+		return 0, outOfLog(size)
+	}
+	return int64(wanted), nil
+}
+
+func outOfLog(size int64) error {
+	return api.NewProblem(api.CodeInvalid, fmt.Sprintf("the log has %d entries", size), "ask within them")
+}
+
+// InclusionProof implements api.AuditBackend.
+func (b backend) InclusionProof(ctx context.Context, call api.Call, index, size uint64) (out api.InclusionProof, err error) {
+	err = b.viewAsPerson(ctx, call, func(s approval.State) error {
+		over, err := sizes(s, size)
+		if err != nil {
+			return err
+		}
+		if index >= uint64(max(over, 0)) {
+			return outOfLog(over)
+		}
+		proof, err := audit.InclusionProof(s, over, int64(index))
+		if err != nil {
+			return err
+		}
+		out = api.InclusionProof{
+			Index: index, Size: uint64(over), LeafHash: hash64(audit.LeafHash(s.AuditBody(int64(index)))), Hashes: mapped(proof, hash64),
+		}
+		return nil
+	})
+	return out, err
+}
+
+// ConsistencyProof implements api.AuditBackend.
+func (b backend) ConsistencyProof(ctx context.Context, call api.Call, from, to uint64) (out api.ConsistencyProof, err error) {
+	err = b.viewAsPerson(ctx, call, func(s approval.State) error {
+		newer, err := sizes(s, to)
+		if err != nil {
+			return err
+		}
+		if from > uint64(max(newer, 0)) {
+			return outOfLog(newer)
+		}
+		proof, err := audit.ConsistencyProof(s, int64(from), newer)
+		if err != nil {
+			return err
+		}
+		out = api.ConsistencyProof{Old: from, New: uint64(newer), Hashes: mapped(proof, hash64)}
+		return nil
+	})
+	return out, err
+}

@@ -1,0 +1,187 @@
+package control
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.opentelemetry.io/otel/metric"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/trace"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/hallpass/hallpass/approval"
+	"github.com/hallpass/hallpass/ca"
+	"github.com/hallpass/hallpass/raftstore"
+)
+
+// Config describes one control node. The listeners are the node's from New on.
+type Config struct {
+	Node     *ca.Node    // the node's keys and issuers
+	Manifest ca.Manifest // the same on every node
+	DataDir  string      // of the replicated state; made when missing
+
+	API   net.Listener // plain TCP; TLS is put on it
+	Raft  net.Listener // plain TCP; TLS is put on it
+	Admin net.Listener // loopback or a Unix socket; nil: none
+
+	Logger *slog.Logger
+	Now    func() time.Time // nil: time.Now
+
+	// Skew is how far certificates are backdated for verifiers whose clocks are
+	// behind: zero means 10 s, at most approval.MaxBackdate.
+	Skew time.Duration
+	// StrictSVID gives grant certificates both extended key usages.
+	StrictSVID bool
+
+	Timing     raftstore.Timing        // zero: the recommended one; the same on every node
+	Tracer     trace.TracerProvider    // nil: none
+	Meter      metric.MeterProvider    // nil: none
+	Metrics    http.Handler            // served at /metrics of Admin; nil: none
+	Limits     Limits                  // zero: the recommended ones
+	OpenConfig func(*raftstore.Config) // nil, or a last word on the store's configuration, for simulations
+
+	// failpoint is called at named places, and its error ends what is under way
+	// there: tests of what a crash leaves behind.
+	failpoint func(place string) error
+}
+
+// Limits bound what callers may hold. Zero fields mean the value named.
+type Limits struct {
+	Header    time.Duration // to shake hands and send a request's header: 5 s
+	Idle      time.Duration // between requests: 2 min
+	Propose   time.Duration // for a command to commit: 5 s
+	Heartbeat time.Duration // between heartbeats of a silent stream: 5 s
+	Tick      time.Duration // between looks at what is due, and quorum checks: 1 s
+}
+
+// maxHeader is how long a request's header may be.
+const maxHeader = 16 << 10
+
+func (l Limits) filled() Limits {
+	for _, f := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{
+		{&l.Header, 5 * time.Second},
+		{&l.Idle, 2 * time.Minute},
+		{&l.Propose, 5 * time.Second},
+		{&l.Heartbeat, 5 * time.Second},
+		{&l.Tick, time.Second},
+	} {
+		if *f.field == 0 {
+			*f.field = f.value
+		}
+	}
+	return l
+}
+
+// settings is a Config that was checked.
+type settings struct {
+	node          *ca.Node
+	manifest      ca.Manifest
+	identityRoots []*x509.Certificate
+	trustDomain   spiffeid.TrustDomain
+	grantDomain   spiffeid.TrustDomain
+	log           *slog.Logger
+	now           func() time.Time
+	skew          time.Duration
+	strictSVID    bool
+	tracer        trace.TracerProvider
+	meter         metric.MeterProvider
+	limits        Limits
+	failpoint     func(place string) error
+}
+
+func (c Config) settings() (settings, error) {
+	var errs []error
+	require := func(ok bool, what string) {
+		if !ok {
+			errs = append(errs, errors.New(what))
+		}
+	}
+	require(c.Node != nil, "no Node")
+	require(c.DataDir != "", "no DataDir")
+	require(c.API != nil, "no API listener")
+	require(c.Raft != nil, "no Raft listener")
+	require(c.Logger != nil, "no Logger")
+	require(c.Skew >= 0 && c.Skew <= approval.MaxBackdate, fmt.Sprintf("Skew is not within 0 and %s", approval.MaxBackdate))
+	// An admin port that others reach would tell them when the cluster is weak.
+	require(c.Admin == nil || local(c.Admin.Addr()), "Admin listens on something other than loopback or a socket")
+	if err := errors.Join(errs...); err != nil {
+		return settings{}, fmt.Errorf("control: %w", err)
+	}
+	if err := c.Manifest.Validate(); err != nil {
+		return settings{}, fmt.Errorf("control: %w", err)
+	}
+	if _, ok := c.Manifest.Node(c.Node.ID); !ok {
+		return settings{}, fmt.Errorf("control: node %q is not in the manifest", c.Node.ID)
+	}
+	s := settings{
+		node: c.Node, manifest: c.Manifest, identityRoots: c.Manifest.IdentityRoots,
+		trustDomain: c.Manifest.TrustDomain, grantDomain: c.Manifest.GrantTrustDomain,
+		log: c.Logger.With(slog.String("node", c.Node.ID)), now: c.Now,
+		skew: c.Skew, strictSVID: c.StrictSVID,
+		tracer: c.Tracer, meter: c.Meter, limits: c.Limits.filled(), failpoint: c.failpoint,
+	}
+	if s.failpoint == nil {
+		s.failpoint = func(string) error { return nil }
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if s.skew == 0 {
+		s.skew = 10 * time.Second
+	}
+	if s.tracer == nil {
+		s.tracer = tracenoop.NewTracerProvider()
+	}
+	if s.meter == nil {
+		s.meter = metricnoop.NewMeterProvider()
+	}
+	return s, nil
+}
+
+// local reports whether only this machine can reach addr.
+func local(addr net.Addr) bool {
+	if addr.Network() == "unix" {
+		return true
+	}
+	ap, err := netip.ParseAddrPort(addr.String())
+	return err == nil && ap.Addr().IsLoopback()
+}
+
+// storeConfig is the replicated store's part of a Config.
+func (c Config) storeConfig(log *slog.Logger) raftstore.Config {
+	rc := raftstore.Config{
+		ID: c.Node.ID, Dir: c.DataDir, Listener: c.Raft, Key: c.Node.TransportKey,
+		Machine: &machine{}, Logger: log, Timing: c.Timing,
+	}
+	for _, n := range c.Manifest.Nodes {
+		rc.Members = append(rc.Members, raftstore.Member{ID: n.ID, Address: n.RaftAddress, Key: n.Key})
+	}
+	if c.OpenConfig != nil {
+		c.OpenConfig(&rc)
+	}
+	return rc
+}
+
+// machine hosts the approval state machine on the replicated log.
+type machine struct{ approval.Machine }
+
+// Apply implements raftstore.Machine.
+func (m *machine) Apply(tx raftstore.Tx, index uint64, data []byte) []byte {
+	result, err := m.Machine.Apply(tx, index, data).Encode()
+	if err != nil {
+		// Every node comes here with the same result, so every node answers the
+		// same: the caller sees an internal error, the state is as Apply left it.
+		return nil
+	}
+	return result
+}

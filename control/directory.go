@@ -1,0 +1,112 @@
+package control
+
+import (
+	"context"
+
+	"github.com/hallpass/hallpass/approval"
+	"github.com/hallpass/hallpass/approval/api"
+	"github.com/hallpass/hallpass/ca"
+)
+
+// WhoAmI implements api.DirectoryBackend. Everyone may ask.
+func (b backend) WhoAmI(ctx context.Context, call api.Call) (out api.WhoAmI, err error) {
+	err = b.view(ctx, call, func(s approval.State) error {
+		e, err := eyesOf(s, call.Caller.ID)
+		if err != nil {
+			return err
+		}
+		out = api.WhoAmI{
+			ID: call.Caller.ID.String(), Person: e.person, Groups: list(e.groups), Admin: e.admin,
+			TrustDomain: b.trustDomain.Name(), NotAfter: call.Caller.NotAfter.UTC(), Node: b.node.node.ID,
+		}
+		return nil
+	})
+	return out, err
+}
+
+// Policy implements api.DirectoryBackend.
+func (b backend) Policy(ctx context.Context, call api.Call) (out api.Policy, err error) {
+	err = b.viewAsPerson(ctx, call, func(s approval.State) error {
+		doc, err := s.Policy()
+		out = api.Policy{Revision: doc.Revision, YAML: doc.YAML}
+		return err
+	})
+	return out, err
+}
+
+// Groups implements api.DirectoryBackend.
+func (b backend) Groups(ctx context.Context, call api.Call) (out api.Groups, err error) {
+	err = b.viewAsPerson(ctx, call, func(s approval.State) error {
+		c, err := s.Cluster()
+		if err != nil {
+			return err
+		}
+		groups, err := s.Groups()
+		if err != nil {
+			return err
+		}
+		out = api.Groups{Revision: c.DirectoryRevision, Groups: mapped(groups, func(g approval.Group) api.Group {
+			return api.Group{Name: g.Name, Members: list(g.Members)}
+		})}
+		return nil
+	})
+	return out, err
+}
+
+// Persons implements api.DirectoryBackend.
+func (b backend) Persons(ctx context.Context, call api.Call) (out api.Persons, err error) {
+	err = b.viewAsPerson(ctx, call, func(s approval.State) error {
+		c, err := s.Cluster()
+		if err != nil {
+			return err
+		}
+		persons, err := s.Persons()
+		if err != nil {
+			return err
+		}
+		out = api.Persons{Revision: c.DirectoryRevision, Persons: mapped(persons, func(p approval.Person) api.Person {
+			return api.Person{Name: p.Name, IDs: list(p.IDs), Owns: list(p.Owns), Groups: list(s.GroupsOf(p.Name))}
+		})}
+		return nil
+	})
+	return out, err
+}
+
+// Bundle implements api.DirectoryBackend. Everyone may ask, of a node without a
+// leader too: it is in the manifest.
+func (b backend) Bundle(context.Context, api.Call) (api.Bundle, error) {
+	return api.Bundle{
+		TrustDomain: b.trustDomain.Name(), GrantTrustDomain: b.grantDomain.Name(),
+		IdentityRoots: string(ca.EncodeCertificates(b.manifest.IdentityRoots...)),
+		GrantRoots:    string(ca.EncodeCertificates(b.manifest.GrantRoots...)),
+	}, nil
+}
+
+// Cluster implements api.DirectoryBackend.
+func (b backend) Cluster(ctx context.Context, call api.Call) (out api.Cluster, err error) {
+	status := b.store.Status()
+	err = b.viewAsPerson(ctx, call, func(s approval.State) error {
+		c, err := s.Cluster()
+		if err != nil {
+			return err
+		}
+		blocks, err := s.Blocks()
+		if err != nil {
+			return err
+		}
+		out = api.Cluster{
+			ID: c.ID, TrustDomain: c.TrustDomain, GrantTrustDomain: c.GrantTrustDomain, Epoch: c.Epoch,
+			Node: b.node.node.ID, Leader: status.Leader, Term: status.Term, Index: status.Applied,
+			Nodes: mapped(c.Nodes, func(n approval.Node) api.Node {
+				return api.Node{
+					ID: n.ID, APIAddress: n.APIAddress, RaftAddress: n.RaftAddress,
+					AuditKey: n.AuditKey, Leader: n.ID == status.Leader,
+				}
+			}),
+			Issuers: mapped(c.Issuers, wireIssuer),
+			Blocked: mapped(blocks, wireBlock),
+		}
+		return nil
+	})
+	return out, err
+}

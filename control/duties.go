@@ -1,0 +1,102 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+
+	"github.com/hallpass/hallpass/approval"
+	"github.com/hallpass/hallpass/ca"
+)
+
+// lead does what one node must do for all, while this one leads. Each duty is
+// a command that the state machine refuses or ignores the second time, so a
+// leader that dies half-way leaves nothing undone and nothing done twice.
+func (n *node) lead(ctx context.Context) {
+	n.log.LogAttrs(ctx, slog.LevelInfo, "leading")
+	for ctx.Err() == nil {
+		if err := n.duties(ctx); err != nil && ctx.Err() == nil {
+			n.log.LogAttrs(ctx, slog.LevelWarn, "leader duty failed", slog.String("error", err.Error()))
+		}
+		if pause(ctx, n.limits.Tick) != nil {
+			return
+		}
+	}
+}
+
+// duties does what is due now.
+func (n *node) duties(ctx context.Context) error {
+	for more := true; more && ctx.Err() == nil; {
+		var due approval.Due
+		err := n.local(func(s approval.State) error {
+			if _, err := s.Cluster(); err != nil {
+				return err
+			}
+			due = s.Due(approval.MillisOf(n.now()))
+			return nil
+		})
+		if errors.Is(err, approval.ErrNotFound) {
+			return n.bootstrap(ctx)
+		}
+		if err != nil || !due.Now {
+			return err
+		}
+		if more, err = n.tick(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tick expires what is due and says whether more is.
+func (n *node) tick(ctx context.Context) (more bool, err error) {
+	ctx, span := n.spans.Start(ctx, "tick")
+	defer func() { ended(span, err) }()
+	cmd, err := n.command(ctx, approval.Tick{})
+	if err != nil {
+		return false, err
+	}
+	res, err := n.commit(ctx, cmd)
+	if err != nil {
+		return false, err
+	}
+	done, ok := res.Object.(approval.Ticked)
+	if !ok {
+		return false, nil
+	}
+	for range done.Requests {
+		n.metrics.requestExpired(ctx)
+	}
+	return done.More, nil
+}
+
+// bootstrap makes the cluster from the manifest. Every node has the same one,
+// so it does not matter which leads first.
+func (n *node) bootstrap(ctx context.Context) error {
+	m := n.manifest
+	body := approval.Bootstrap{
+		Cluster: m.Cluster, TrustDomain: m.TrustDomain.Name(), GrantTrustDomain: m.GrantTrustDomain.Name(),
+		Policy: m.Policy,
+		Persons: mapped(m.Persons, func(p ca.Person) approval.Person {
+			return approval.Person{Name: p.Name, IDs: list(p.IDs), Owns: list(p.Owns)}
+		}),
+		Groups: mapped(m.Groups, func(g ca.Group) approval.Group {
+			return approval.Group{Name: g.Name, Members: list(g.Members)}
+		}),
+		Nodes: mapped(m.Nodes, func(e ca.NodeEntry) approval.BootstrapNode {
+			return approval.BootstrapNode{
+				ID: e.ID, Key: e.Key, AuditKey: e.AuditKey, RaftAddress: e.RaftAddress, APIAddress: e.APIAddress,
+				IdentityIssuer: e.IdentityIssuer.Raw, GrantIssuer: e.GrantIssuer.Raw,
+			}
+		}),
+	}
+	cmd, err := n.command(ctx, body)
+	if err != nil {
+		return err
+	}
+	if _, err := n.commit(ctx, cmd); err != nil && !errors.Is(err, approval.ErrConflict) {
+		return err
+	}
+	n.log.LogAttrs(ctx, slog.LevelInfo, "cluster bootstrapped", slog.String("cluster", m.Cluster))
+	return nil
+}

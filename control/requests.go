@@ -1,0 +1,376 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.opentelemetry.io/otel/attribute"
+
+	"github.com/hallpass/hallpass/approval"
+	"github.com/hallpass/hallpass/approval/api"
+	"github.com/hallpass/hallpass/ca"
+	"github.com/hallpass/hallpass/grant"
+	"github.com/hallpass/hallpass/policy"
+)
+
+// placeholderID stands for the id that a grant does not have yet.
+const placeholderID = "00000000-0000-7000-8000-000000000000"
+
+// asked is an access request that was read and understood.
+type asked struct {
+	subject spiffeid.ID
+	scope   grant.Scope
+	start   int64
+	csrKey  string
+	in      api.RequestInput
+}
+
+func (n *node) understand(call api.Call, in api.RequestInput) (asked, error) {
+	a := asked{subject: call.Caller.ID, in: in}
+	var err error
+	if in.Subject != "" {
+		if a.subject, err = parseSPIFFEID("subject", in.Subject); err != nil {
+			return a, err
+		}
+	}
+	if a.scope, err = grant.ParseScope(in.Service, in.Permissions); err != nil {
+		return a, api.NewProblem(api.CodeInvalid, err.Error(), "permissions are written as: GET,HEAD /accounts/**")
+	}
+	if in.Duration <= 0 {
+		return a, api.NewProblem(api.CodeInvalid, "duration: must be above 0", "want a form such as 30m")
+	}
+	if in.Start != nil {
+		a.start = in.Start.UnixMilli()
+	}
+	if in.CSR != "" {
+		if a.csrKey, err = keyOfCSR(in.CSR); err != nil {
+			return a, err
+		}
+	}
+	return a, nil
+}
+
+// keyOfCSR names the public key of a CSR.
+func keyOfCSR(text string) (string, error) {
+	key, err := ca.ParseCSR([]byte(text))
+	if err != nil {
+		return "", csrProblem(err)
+	}
+	return ca.Fingerprint(key)
+}
+
+// decide asks the policy in force what it says to a request, and under which
+// revisions it says so.
+func (n *node) decide(s approval.State, who spiffeid.ID, a asked) (policy.Outcome, approval.Cluster, error) {
+	c, err := s.Cluster()
+	if err != nil {
+		return policy.Outcome{}, c, err
+	}
+	doc, err := s.Policy()
+	if err != nil {
+		return policy.Outcome{}, c, err
+	}
+	p := n.policies.parse(doc.YAML)
+	e, err := eyesOf(s, who)
+	if err != nil {
+		return policy.Outcome{}, c, err
+	}
+	return policy.Decide(p, policy.Request{
+		Requester: who, Groups: e.groups, Subject: a.subject, Scope: a.scope, Duration: time.Duration(a.in.Duration),
+	}), c, nil
+}
+
+// policyCache keeps the policy that was parsed last: it is asked far more often
+// than it changes.
+type policyCache struct {
+	mu     sync.Mutex
+	yaml   string         // guarded by mu
+	parsed *policy.Policy // guarded by mu; nil for one that is empty or broken, which denies
+}
+
+func (c *policyCache) parse(yaml string) *policy.Policy {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.parsed == nil || c.yaml != yaml {
+		p, err := policy.Parse([]byte(yaml))
+		if err != nil {
+			p = nil
+		}
+		c.yaml, c.parsed = yaml, p
+	}
+	return c.parsed
+}
+
+// DryRun implements api.RequestBackend.
+func (b backend) DryRun(ctx context.Context, call api.Call, in api.RequestInput) (api.DryRun, error) {
+	a, err := b.understand(call, in)
+	if err != nil {
+		return api.DryRun{}, err
+	}
+	var out api.DryRun
+	err = b.view(ctx, call, func(s approval.State) error {
+		o, c, err := b.decide(s, call.Caller.ID, a)
+		if err != nil {
+			return err
+		}
+		out = api.DryRun{
+			Allowed: o.Allowed, Auto: o.Auto, Rules: list(o.Rules), Reason: o.Reason,
+			MaxDuration: api.Duration(o.MaxDuration), CertificateTTL: api.Duration(o.CertificateTTL),
+			PolicyRevision: c.PolicyRevision,
+			Require: mapped(o.Require, func(q policy.Requirement) api.Requirement {
+				return api.Requirement{Group: q.Group, Approvals: q.Approvals}
+			}),
+		}
+		return nil
+	})
+	if err != nil {
+		return out, err
+	}
+	id, err := grant.NewID(b.grantDomain, a.scope, a.subject, placeholderID)
+	if err != nil {
+		return out, api.NewProblem(api.CodeInvalid, err.Error(), "ask for less, or in more than one request")
+	}
+	out.SPIFFEID = id.String()
+	return out, nil
+}
+
+// CreateRequest implements api.RequestBackend. What the policy says here is a
+// courtesy: Apply asks it again.
+func (b backend) CreateRequest(ctx context.Context, call api.Call, in api.RequestInput) (out api.Request, err error) {
+	a, err := b.understand(call, in)
+	if err != nil {
+		return out, b.counted(ctx, err)
+	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return out, fmt.Errorf("request id: %w", err)
+	}
+	ctx, span := b.spans.Start(ctx, "request.create")
+	defer func() { ended(span, err) }()
+	span.SetAttributes(grantAttr(id.String()), attribute.String("hallpass.service", in.Service))
+	var res approval.Result
+	err = rebuilt(func() error {
+		var c approval.Cluster
+		var o policy.Outcome
+		if err := b.view(ctx, call, func(s approval.State) (err error) {
+			o, c, err = b.decide(s, call.Caller.ID, a)
+			return err
+		}); err != nil {
+			return err
+		}
+		if !o.Allowed {
+			// Refused before the commit: whoever asks for what no rule gives must
+			// not make the log grow.
+			return api.NewProblem(api.CodeDenied, o.Reason, "see which rule would decide, with dry_run")
+		}
+		res, err = b.propose(ctx, call, approval.CreateRequest{
+			ID: id.String(), Subject: a.subject.String(), Service: in.Service, Permissions: a.scope.Texts(),
+			Reason: in.Reason, Start: a.start, Duration: time.Duration(in.Duration).Milliseconds(), CSRKey: a.csrKey,
+			PolicyRevision: c.PolicyRevision, DirectoryRevision: c.DirectoryRevision,
+		})
+		return err
+	})
+	if err != nil {
+		return out, b.counted(ctx, err)
+	}
+	return b.requestResult(ctx, call, res)
+}
+
+// requestResult shows the request that a command changed. A replayed answer is
+// shown only to who may still see it.
+func (b backend) requestResult(ctx context.Context, call api.Call, res approval.Result) (out api.Request, err error) {
+	r, ok := res.Object.(approval.Request)
+	if !ok {
+		return out, fmt.Errorf("result is a %T, not a request", res.Object)
+	}
+	if r.Ended != 0 && res.Changed {
+		b.metrics.requestDecided(ctx, string(r.State), r.Ended.Time().Sub(r.Created.Time()))
+	}
+	err = b.local(func(s approval.State) error {
+		e, err := eyesOf(s, call.Caller.ID)
+		if err != nil {
+			return err
+		}
+		if res.Replayed && !e.sees(r) {
+			return notFound("request", r.ID)
+		}
+		out, err = b.wireRequest(s, r)
+		return err
+	})
+	return out, err
+}
+
+// visibleRequest reads a request if the caller may see it.
+func visibleRequest(s approval.State, who spiffeid.ID, id string) (approval.Request, error) {
+	r, err := s.Request(id)
+	if errors.Is(err, approval.ErrNotFound) {
+		return r, notFound("request", id)
+	}
+	if err != nil {
+		return r, err
+	}
+	e, err := eyesOf(s, who)
+	if err != nil {
+		return r, err
+	}
+	if !e.sees(r) {
+		return approval.Request{}, notFound("request", id)
+	}
+	return r, nil
+}
+
+// Request implements api.RequestBackend.
+func (b backend) Request(ctx context.Context, call api.Call, id string, wait api.Wait) (out api.Request, index uint64, err error) {
+	look := func(s approval.State) error {
+		r, err := visibleRequest(s, call.Caller.ID, id)
+		if err != nil {
+			return err
+		}
+		if out, err = b.wireRequest(s, r); err != nil {
+			return err
+		}
+		index = r.Index
+		if g, err := s.Grant(id); err == nil {
+			index = max(index, g.Index)
+		}
+		return nil
+	}
+	seen := b.store.Index()
+	if err := b.view(ctx, call, look); err != nil || wait.For == 0 {
+		return out, index, err
+	}
+	waiting, cancel := b.waiting(ctx, wait.For)
+	defer cancel()
+	for index <= wait.Index {
+		if seen, err = b.store.Wait(waiting, seen); err != nil {
+			if waiting.Err() != nil && ctx.Err() == nil {
+				return out, index, nil // nothing changed in time, or the node stops
+			}
+			return out, index, storeProblem(err)
+		}
+		if err := b.local(look); err != nil {
+			return out, index, err
+		}
+	}
+	return out, index, nil
+}
+
+// visiblePage collects a page of what the caller may see, over as many pages of
+// the state as that takes.
+func visiblePage[T any](f approval.Filter, next func(approval.Filter) ([]T, string, error), sees func(T) bool) ([]T, string, error) {
+	limit := f.Limit
+	if limit <= 0 {
+		limit = approval.DefaultLimit
+	}
+	var out []T
+	for range maxPages {
+		f.Limit = limit - len(out)
+		page, cursor, err := next(f)
+		if err != nil {
+			return nil, "", err
+		}
+		for _, t := range page {
+			if sees(t) {
+				out = append(out, t)
+			}
+		}
+		if cursor == "" || len(out) == limit {
+			return out, cursor, nil
+		}
+		f.Cursor = cursor
+	}
+	return out, f.Cursor, nil
+}
+
+// maxPages bounds the work of one list call; its page may be short.
+const maxPages = 50
+
+func filter(f api.Filter) approval.Filter {
+	return approval.Filter{
+		State: f.State, Service: f.Service, Subject: f.Subject, Requester: f.Requester, Limit: f.Limit, Cursor: f.Cursor,
+	}
+}
+
+// Requests implements api.RequestBackend.
+func (b backend) Requests(ctx context.Context, call api.Call, f api.Filter) (out api.RequestList, err error) {
+	out.Requests = []api.Request{}
+	err = b.view(ctx, call, func(s approval.State) error {
+		e, err := eyesOf(s, call.Caller.ID)
+		if err != nil {
+			return err
+		}
+		page, cursor, err := visiblePage(filter(f), s.Requests, e.sees)
+		if err != nil {
+			return err
+		}
+		out.Next = cursor
+		for _, r := range page {
+			w, err := b.wireRequest(s, r)
+			if err != nil {
+				return err
+			}
+			out.Requests = append(out.Requests, w)
+		}
+		return nil
+	})
+	return out, err
+}
+
+// DecideRequest implements api.RequestBackend.
+func (b backend) DecideRequest(ctx context.Context, call api.Call, id string, in api.DecisionInput) (out api.Request, err error) {
+	var res approval.Result
+	err = rebuilt(func() error {
+		var r approval.Request
+		var c approval.Cluster
+		if err := b.view(ctx, call, func(s approval.State) error {
+			var err error
+			if r, err = visibleRequest(s, call.Caller.ID, id); err != nil {
+				return err
+			}
+			c, err = s.Cluster()
+			return err
+		}); err != nil {
+			return err
+		}
+		body := approval.DecideRequest{
+			Request: id, Hash: in.Hash, Verdict: approval.Verdict(in.Decision), Comment: in.Comment,
+			Duration:       time.Duration(in.Duration).Milliseconds(),
+			PolicyRevision: c.PolicyRevision, DirectoryRevision: c.DirectoryRevision,
+		}
+		if len(in.Permissions) > 0 {
+			scope, err := grant.ParseScope(r.Service, in.Permissions)
+			if err != nil {
+				return api.NewProblem(api.CodeInvalid, err.Error(), "permissions are written as: GET,HEAD /accounts/**")
+			}
+			body.Permissions = scope.Texts()
+		}
+		ctx, span := b.continued(ctx, "request.decide", r.Trace, grantAttr(id), attribute.String("hallpass.decision", in.Decision))
+		res, err = b.propose(ctx, call, body)
+		ended(span, err)
+		return err
+	})
+	if err != nil {
+		return out, b.counted(ctx, err)
+	}
+	return b.requestResult(ctx, call, res)
+}
+
+// CancelRequest implements api.RequestBackend.
+func (b backend) CancelRequest(ctx context.Context, call api.Call, id string) (out api.Request, err error) {
+	if err := b.view(ctx, call, func(s approval.State) error {
+		_, err := visibleRequest(s, call.Caller.ID, id)
+		return err
+	}); err != nil {
+		return out, b.counted(ctx, err)
+	}
+	res, err := b.propose(ctx, call, approval.CancelRequest{Request: id})
+	if err != nil {
+		return out, b.counted(ctx, err)
+	}
+	return b.requestResult(ctx, call, res)
+}

@@ -1,0 +1,226 @@
+package control
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/hallpass/hallpass/approval/api"
+	"github.com/hallpass/hallpass/raftstore"
+)
+
+// instruments are the node's metrics. No label holds a SPIFFE ID, an object's
+// id or anything else a caller chooses.
+type instruments struct {
+	decided    metric.Float64Histogram
+	expired    metric.Int64Counter
+	mints      metric.Int64Counter
+	denials    metric.Int64Counter
+	handshakes metric.Int64Counter
+	gauges     metric.Registration
+}
+
+func newInstruments(p metric.MeterProvider, store *raftstore.Store) (*instruments, error) {
+	m := p.Meter("github.com/hallpass/hallpass/control")
+	b := &meterBuilder{m: m}
+	i := &instruments{
+		decided: b.histogram("hallpass.request.decision.duration", "s", "from an access request to its last decision"),
+		expired: b.counter("hallpass.requests.expired", "access requests that nobody decided in time"),
+		mints:   b.counter("hallpass.certificates.minted", "certificates signed, by kind"),
+		denials: b.counter("hallpass.api.refusals", "calls refused, by code"),
+		handshakes: b.counter("hallpass.api.handshake.failures",
+			"handshakes refused, by reason"),
+	}
+	term := b.gauge("hallpass.raft.term", "the node's Raft term")
+	commit := b.gauge("hallpass.raft.commit", "last committed log index")
+	applied := b.gauge("hallpass.raft.applied", "last applied log index")
+	leader := b.gauge("hallpass.raft.leader", "1 on the node that leads")
+	contact := b.gauge("hallpass.raft.last_contact", "milliseconds since the leader was heard, -1: never")
+	if b.err != nil {
+		return nil, b.err
+	}
+	var err error
+	i.gauges, err = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		s := store.Status()
+		o.ObserveInt64(term, int64(s.Term))
+		o.ObserveInt64(commit, int64(s.Commit))
+		o.ObserveInt64(applied, int64(s.Applied))
+		if s.State == "leader" {
+			o.ObserveInt64(leader, 1)
+		} else {
+			o.ObserveInt64(leader, 0)
+		}
+		if s.LastContact < 0 {
+			o.ObserveInt64(contact, -1)
+		} else {
+			o.ObserveInt64(contact, s.LastContact.Milliseconds())
+		}
+		return nil
+	}, term, commit, applied, leader, contact)
+	return i, err
+}
+
+// meterBuilder makes instruments and remembers the first error.
+type meterBuilder struct {
+	m   metric.Meter
+	err error
+}
+
+func (b *meterBuilder) note(err error) {
+	if b.err == nil {
+		b.err = err
+	}
+}
+
+func (b *meterBuilder) counter(name, what string) metric.Int64Counter {
+	c, err := b.m.Int64Counter(name, metric.WithDescription(what))
+	b.note(err)
+	return c
+}
+
+func (b *meterBuilder) gauge(name, what string) metric.Int64ObservableGauge {
+	g, err := b.m.Int64ObservableGauge(name, metric.WithDescription(what))
+	b.note(err)
+	return g
+}
+
+func (b *meterBuilder) histogram(name, unit, what string) metric.Float64Histogram {
+	h, err := b.m.Float64Histogram(name, metric.WithUnit(unit), metric.WithDescription(what),
+		metric.WithExplicitBucketBoundaries(0.01, 0.1, 1, 10, 60, 300, 900, 3600, 14400, 86400))
+	b.note(err)
+	return h
+}
+
+func (i *instruments) close() error { return i.gauges.Unregister() }
+
+func (i *instruments) handshakeFailed(ctx context.Context, reason string) {
+	i.handshakes.Add(ctx, 1, metric.WithAttributes(attribute.String("reason", reason)))
+}
+
+func (i *instruments) refused(ctx context.Context, code api.Code) {
+	i.denials.Add(ctx, 1, metric.WithAttributes(attribute.String("reason", string(code))))
+}
+
+func (i *instruments) requestDecided(ctx context.Context, state string, after time.Duration) {
+	i.decided.Record(ctx, after.Seconds(), metric.WithAttributes(attribute.String("state", state)))
+}
+
+func (i *instruments) requestExpired(ctx context.Context) {
+	i.expired.Add(ctx, 1)
+}
+
+func (i *instruments) minted(ctx context.Context, kind string) {
+	i.mints.Add(ctx, 1, metric.WithAttributes(attribute.String("kind", kind)))
+}
+
+// observed wraps the API with a span, metrics and a log line a call.
+func (n *node) observed(next http.Handler) http.Handler {
+	logged := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		rec := &statusRecorder{ResponseWriter: w, status: http.StatusOK}
+		next.ServeHTTP(rec, r)
+		level := slog.LevelDebug
+		if r.Method == http.MethodPost {
+			level = slog.LevelInfo
+		}
+		if !n.log.Enabled(r.Context(), level) {
+			return
+		}
+		attrs := []slog.Attr{
+			slog.String("method", r.Method), slog.String("path", clip(r.URL.Path, 256)), slog.Int("status", rec.status),
+			slog.Duration("took", time.Since(start)), slog.String("request_id", rec.Header().Get("X-Request-Id")),
+		}
+		if who := callerFrom(r.Context()); who != nil {
+			attrs = append(attrs, slog.String("caller", who.id.String()))
+		}
+		n.log.LogAttrs(r.Context(), level, "call", append(attrs, traceAttrs(r.Context())...)...)
+	})
+	// Without a name of its own, otelhttp puts the caller's Host header into the
+	// labels of metrics: a series for each name that a caller makes up.
+	self, _ := n.manifest.Node(n.node.ID)
+	return otelhttp.NewHandler(logged, "api", otelhttp.WithServerName(self.APIAddress),
+		otelhttp.WithTracerProvider(n.tracer), otelhttp.WithMeterProvider(n.meter),
+		otelhttp.WithPropagators(propagation.TraceContext{}),
+		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string { return r.Method + " " + routeOf(r.URL.Path) }))
+}
+
+// statusRecorder remembers a response's status.
+type statusRecorder struct {
+	http.ResponseWriter
+	status int
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (s *statusRecorder) WriteHeader(code int) {
+	s.status = code
+	s.ResponseWriter.WriteHeader(code)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (s *statusRecorder) Unwrap() http.ResponseWriter { return s.ResponseWriter }
+
+// traceAttrs names the trace a log line belongs to.
+func traceAttrs(ctx context.Context) []slog.Attr {
+	sc := trace.SpanContextFromContext(ctx)
+	if !sc.IsValid() {
+		return nil
+	}
+	return []slog.Attr{slog.String("trace_id", sc.TraceID().String()), slog.String("span_id", sc.SpanID().String())}
+}
+
+// traceparent is ctx's span in W3C form, "" when there is none.
+func traceparent(ctx context.Context) string {
+	if !trace.SpanContextFromContext(ctx).IsValid() {
+		return ""
+	}
+	c := propagation.MapCarrier{}
+	propagation.TraceContext{}.Inject(ctx, c)
+	return c["traceparent"]
+}
+
+// continued starts a span in the trace of the object that it is about, so that
+// one trace runs from the request over its decisions to the certificate,
+// whoever calls. It links to the caller's own trace.
+func (n *node) continued(ctx context.Context, name, stored string, attrs ...attribute.KeyValue) (context.Context, trace.Span) {
+	here := trace.SpanContextFromContext(ctx)
+	opts := []trace.SpanStartOption{trace.WithAttributes(attrs...)}
+	remote := propagation.TraceContext{}.Extract(context.Background(), propagation.MapCarrier{"traceparent": stored})
+	if sc := trace.SpanContextFromContext(remote); sc.IsValid() && sc.TraceID() != here.TraceID() {
+		ctx = trace.ContextWithRemoteSpanContext(ctx, sc)
+		if here.IsValid() {
+			opts = append(opts, trace.WithLinks(trace.Link{SpanContext: here}))
+		}
+	}
+	return n.spans.Start(ctx, name, opts...)
+}
+
+// ended closes a span with the outcome of what it covers.
+func ended(span trace.Span, err error) {
+	if err != nil {
+		span.SetStatus(codes.Error, clip(err.Error(), 256))
+	}
+	span.End()
+}
+
+func grantAttr(id string) attribute.KeyValue { return attribute.String("hallpass.grant.id", id) }
+
+// routeOf is a path without the ids in it, for names of spans.
+func routeOf(path string) string {
+	parts := strings.Split(clip(path, 128), "/")
+	if len(parts) > 3 && parts[1] == "v1" {
+		switch parts[2] {
+		case "requests", "grants", "changes", "issuers":
+			parts[3] = "{id}"
+		}
+	}
+	return strings.Join(parts, "/")
+}
