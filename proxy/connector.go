@@ -1,0 +1,216 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/hallpass/hallpass/grant"
+)
+
+// ErrConnector is returned when a ConnectorConfig cannot be used.
+var ErrConnector = errors.New("bad connector configuration")
+
+// ConnectorConfig is all that a Connector is made of.
+type ConnectorConfig struct {
+	// Service is the short name of the service, and Address its proxy's HOST:PORT.
+	Service string
+	Address string
+	// TrustDomain is the identities' domain, and Bundle its roots: the proxy must
+	// prove to be spiffe://TRUSTDOMAIN/service/SERVICE.
+	TrustDomain spiffeid.TrustDomain
+	Bundle      x509bundle.Source
+	// Source gives the grant certificate to dial with.
+	Source CertSource
+	// TCP carries bytes; otherwise HTTP requests are carried.
+	TCP bool
+	// Host is the name the proxy knows the service by; "" is Address's host.
+	Host string
+	// Logger may be nil. Now may be nil: time.Now.
+	Logger *slog.Logger
+	Now    func() time.Time
+}
+
+// Connector is the client's end: it listens for programs on this machine that
+// know nothing of certificates, and carries what they say to a service's proxy.
+type Connector struct {
+	address, host string
+	want          spiffeid.ID
+	bundle        x509bundle.Source
+	source        CertSource
+	tcp           bool
+	log           *slog.Logger
+	now           func() time.Time
+
+	mu   sync.Mutex // owns pool
+	pool *pool
+}
+
+const connectTimeout = 10 * time.Second
+
+// NewConnector checks the configuration. It dials nothing yet.
+func NewConnector(cfg ConnectorConfig) (*Connector, error) {
+	if err := grant.ValidService(cfg.Service); err != nil {
+		return nil, fmt.Errorf("%w: service %q", ErrConnector, cfg.Service)
+	}
+	host, _, err := net.SplitHostPort(cfg.Address)
+	if err != nil || host == "" {
+		return nil, fmt.Errorf("%w: address %q is no HOST:PORT", ErrConnector, cfg.Address)
+	}
+	if cfg.Bundle == nil || cfg.Source == nil || cfg.TrustDomain.IsZero() {
+		return nil, fmt.Errorf("%w: trust domain, bundle and certificate source are needed", ErrConnector)
+	}
+	want, err := spiffeid.FromSegments(cfg.TrustDomain, "service", cfg.Service)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrConnector, err)
+	}
+	c := &Connector{
+		address: cfg.Address, host: cfg.Host, want: want, bundle: cfg.Bundle, source: cfg.Source,
+		tcp: cfg.TCP, log: cfg.Logger, now: cfg.Now,
+	}
+	if c.host == "" {
+		c.host = host
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	if c.now == nil {
+		c.now = time.Now
+	}
+	return c, nil
+}
+
+// Serve carries what comes in on ln until ctx ends. ln should come from
+// ListenLocal: whoever can connect to it acts with this grant.
+func (c *Connector) Serve(ctx context.Context, ln net.Listener) error {
+	if c.tcp {
+		return c.serveTCP(ctx, ln)
+	}
+	return c.serveHTTP(ctx, ln)
+}
+
+// Dial opens a connection to the proxy with the certificate of now. In TLS 1.3
+// the proxy's refusal of that certificate comes with the first read.
+func (c *Connector) Dial(ctx context.Context, protocols ...string) (*tls.Conn, error) {
+	cert, err := c.source.Certificate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return c.dialWith(ctx, cert, protocols)
+}
+
+func (c *Connector) dialWith(ctx context.Context, cert *tls.Certificate, protocols []string) (*tls.Conn, error) {
+	d := tls.Dialer{
+		NetDialer: &net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second},
+		Config: &tls.Config{
+			MinVersion: tls.VersionTLS13,
+			NextProtos: protocols,
+			ServerName: c.host,
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+				return cert, nil
+			},
+			InsecureSkipVerify:     true, //nolint:gosec // the name in the certificate is a SPIFFE ID, checked below
+			SessionTicketsDisabled: true,
+			// Runs before our certificate is shown, so that a proxy that is not the
+			// service's does not even learn of the grant.
+			VerifyConnection: func(cs tls.ConnectionState) error { return c.verify(cs.PeerCertificates) },
+		},
+	}
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	conn, err := d.DialContext(ctx, "tcp", c.address)
+	if err != nil {
+		return nil, fmt.Errorf("dial %s: %w", c.address, err)
+	}
+	t, ok := conn.(*tls.Conn)
+	if !ok {
+		return nil, errors.Join(errors.New("dial: no TLS connection"), conn.Close())
+	}
+	return t, nil
+}
+
+func (c *Connector) verify(chain []*x509.Certificate) error {
+	id, _, err := x509svid.Verify(chain, c.bundle, x509svid.WithTime(wall(c.now)))
+	if err != nil {
+		return err
+	}
+	if id != c.want {
+		return fmt.Errorf("%s answers at %s; want %s", id, c.address, c.want)
+	}
+	if !slices.Contains(chain[0].ExtKeyUsage, x509.ExtKeyUsageServerAuth) {
+		return errors.New("the proxy's extended key usage has no serverAuth")
+	}
+	return nil
+}
+
+// serveTCP carries each local connection in one of its own.
+func (c *Connector) serveTCP(ctx context.Context, ln net.Listener) error {
+	stop := context.AfterFunc(ctx, func() { _ = ln.Close() }) // ends Accept
+	defer stop()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		local, err := ln.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return errors.Join(err, ignoreClosed(ln.Close()))
+		}
+		wg.Go(func() { c.carry(ctx, local) })
+	}
+}
+
+func (c *Connector) carry(ctx context.Context, local net.Conn) {
+	defer func() { _ = local.Close() }() // both ends are done with it
+	remote, err := c.Dial(ctx)
+	if err != nil {
+		c.log.Error("cannot reach the proxy", slog.Any("error", err))
+		breakOff(local)
+		return
+	}
+	defer func() { _ = remote.Close() }() // as above
+	stop := context.AfterFunc(ctx, func() {
+		breakOff(local)
+		breakOff(remote.NetConn())
+	})
+	defer stop()
+	var wg sync.WaitGroup
+	var in, out atomic.Int64
+	one := func(to io.Writer, from io.Reader, n *atomic.Int64) {
+		if err := pipe(to, from, n); err != nil {
+			c.log.Warn("connection broke off", slog.Any("error", err))
+			breakOff(local)
+			breakOff(remote.NetConn())
+		}
+	}
+	wg.Go(func() { one(remote, local, &in) })
+	one(local, remote, &out)
+	wg.Wait()
+}
+
+// pipe copies one direction and hands its end on as a half-close.
+func pipe(to io.Writer, from io.Reader, n *atomic.Int64) error {
+	m, err := io.Copy(to, from)
+	n.Add(m)
+	if err != nil && !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	if hc, ok := to.(halfCloser); ok {
+		_ = hc.CloseWrite() // the other side may be gone already
+	}
+	return nil
+}

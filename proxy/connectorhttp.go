@@ -1,0 +1,175 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// pool carries requests under one certificate. When the certificate is renewed
+// a new pool takes over: requests then leave on connections that live on, while
+// the old ones finish what they carry.
+type pool struct {
+	cert *tls.Certificate
+	h2   *http.Transport
+	h1   *http.Transport // for WebSocket, which HTTP/2 would need extended CONNECT for
+}
+
+func (c *Connector) newPool(cert *tls.Certificate) *pool {
+	transport := func(protocols ...string) *http.Transport {
+		return &http.Transport{
+			DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return c.dialWith(ctx, cert, protocols)
+			},
+			ForceAttemptHTTP2:     len(protocols) > 1,
+			DisableCompression:    true,
+			MaxIdleConnsPerHost:   64,
+			IdleConnTimeout:       60 * time.Second,
+			ExpectContinueTimeout: time.Second,
+		}
+	}
+	return &pool{cert: cert, h2: transport("h2", "http/1.1"), h1: transport("http/1.1")}
+}
+
+func (p *pool) retire() {
+	p.h2.CloseIdleConnections()
+	p.h1.CloseIdleConnections()
+}
+
+// RoundTrip sends one request with the certificate of now.
+func (c *Connector) RoundTrip(r *http.Request) (*http.Response, error) {
+	cert, err := c.source.Certificate(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	if c.pool == nil || c.pool.cert != cert {
+		if c.pool != nil {
+			c.pool.retire()
+		}
+		c.pool = c.newPool(cert)
+	}
+	p := c.pool
+	c.mu.Unlock()
+	if r.Header.Get("Upgrade") != "" {
+		return p.h1.RoundTrip(r)
+	}
+	return p.h2.RoundTrip(r)
+}
+
+// serveHTTP is a reverse proxy for programs on this machine.
+func (c *Connector) serveHTTP(ctx context.Context, ln net.Listener) error {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true) // gRPC clients without TLS, by prior knowledge
+	_, overTCP := ln.Addr().(*net.TCPAddr)
+	srv := &http.Server{
+		Handler:           c.handler(overTCP),
+		Protocols:         protocols,
+		ReadHeaderTimeout: 30 * time.Second,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ErrorLog:          slog.NewLogLogger(c.log.Handler(), slog.LevelDebug),
+	}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() }) // ends Serve
+	defer stop()
+	err := srv.Serve(ln)
+	c.mu.Lock()
+	if c.pool != nil {
+		c.pool.retire()
+	}
+	c.mu.Unlock()
+	if errors.Is(err, http.ErrServerClosed) && ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (c *Connector) handler(overTCP bool) http.Handler {
+	rp := &httputil.ReverseProxy{
+		Transport:     c,
+		FlushInterval: -1,
+		ErrorLog:      slog.NewLogLogger(c.log.Handler(), slog.LevelDebug),
+		Rewrite: func(pr *httputil.ProxyRequest) {
+			// The target as it came, byte for byte: the proxy reads it, nobody before.
+			pr.Out.URL = &url.URL{Scheme: "https", Host: c.address, Opaque: pr.In.RequestURI}
+			pr.Out.Host = c.host
+			if pr.Out.Header.Get("Origin") != "" {
+				pr.Out.Header.Set("Origin", "https://"+c.host)
+			}
+		},
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			c.log.Error("request not carried", slog.Any("error", err))
+			pr := newProblem(http.StatusBadGateway, "proxy_unreachable", connectDetail(err), strings.TrimPrefix(c.want.Path(), "/service/"))
+			h := w.Header()
+			h.Set("Content-Type", "application/problem+json")
+			w.WriteHeader(pr.Status)
+			_, _ = w.Write(pr.json()) // who asked may be gone
+		},
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if why := c.foreign(r, overTCP); why != "" {
+			pr := newProblem(http.StatusForbidden, "foreign_origin", why, strings.TrimPrefix(c.want.Path(), "/service/"))
+			w.Header().Set("Content-Type", "application/problem+json")
+			w.WriteHeader(pr.Status)
+			_, _ = w.Write(pr.json()) // who asked may be gone
+			return
+		}
+		rp.ServeHTTP(w, r)
+	})
+}
+
+// connectDetail says what went wrong in words that help and give nothing away.
+func connectDetail(err error) string {
+	text := err.Error()
+	switch {
+	// The second is what HTTP/2 makes of a TLS alert that comes with its first read.
+	case strings.Contains(text, "remote error: tls"), strings.Contains(text, "could not be established"):
+		return "the proxy refused the connection, most likely for its certificate; see `hallpass status` and the proxy's access log"
+	case strings.Contains(text, "renew certificate"):
+		return "there is no valid certificate and none could be fetched"
+	default:
+		return "the proxy could not be reached or is not the service's"
+	}
+}
+
+// foreign says why a request must not be carried, or "". A listener on loopback
+// can be reached by every page the user's browser has open: by DNS rebinding,
+// with a Host of the attacker's, or by a plain cross-site form or fetch.
+func (c *Connector) foreign(r *http.Request, overTCP bool) string {
+	if !strings.HasPrefix(r.RequestURI, "/") {
+		return "this is no forward proxy"
+	}
+	if overTCP && !c.ownHost(r.Host) {
+		return "Host is neither loopback nor the service"
+	}
+	for _, origin := range r.Header["Origin"] {
+		if origin != "http://"+r.Host {
+			return "the request comes from a page of another origin"
+		}
+	}
+	for _, site := range r.Header["Sec-Fetch-Site"] {
+		if site != "same-origin" && site != "none" {
+			return "the request comes from a page of another site"
+		}
+	}
+	return ""
+}
+
+func (c *Connector) ownHost(h string) bool {
+	name := h
+	if host, _, err := net.SplitHostPort(h); err == nil {
+		name = host
+	}
+	name = strings.Trim(name, "[]")
+	if ip := net.ParseIP(name); ip != nil {
+		return ip.IsLoopback()
+	}
+	return strings.EqualFold(name, "localhost") || strings.EqualFold(name, c.host)
+}

@@ -1,0 +1,230 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/hallpass/hallpass/grant"
+)
+
+// openAfter is how old a request must be to get an "open" record before it ends,
+// so that the log tells of streams while they run.
+const openAfter = time.Second
+
+// exchange is one request on its way through. It belongs to the goroutine of its
+// handler. Others read two things of it: rec, which stays as it is once the
+// upstream is asked, and the counters.
+type exchange struct {
+	p       *Proxy
+	c       *conn
+	w       http.ResponseWriter
+	r       *http.Request
+	ctx     context.Context
+	started time.Time
+	rec     record
+	spans   spans
+	body    *requestBody
+	timer   *time.Timer
+	url     url.URL // of the request to the upstream
+
+	decision, reason string
+	status           int
+
+	out    atomic.Int64
+	in     atomic.Int64 // of a tunnel
+	abort  bool         // the connection or stream must break off, lest a cut answer look whole
+	silent bool         // counted as missed; not recorded
+}
+
+type connKey struct{}
+
+// ServeHTTP takes every HTTP request, of either version, one at a time.
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c, ok := r.Context().Value(connKey{}).(*conn)
+	if !ok {
+		panic(http.ErrAbortHandler) // not a connection that was admitted
+	}
+	p.active.Add(1)
+	defer p.active.Add(-1)
+	x := &exchange{p: p, c: c, w: w, r: r, started: p.cfg.now()}
+	defer x.finish()
+	x.ctx, x.spans = p.tele.begin(r, c)
+	c.requests.Add(1)
+	x.rec = record{
+		time: x.started, kind: kindRequest, event: "end", conn: c.id, service: p.cfg.service,
+		protocol: protocolOf(r), method: r.Method, path: pathOf(r.RequestURI), peer: c.peer, trace: x.spans.traceID,
+	}
+	x.rec.of(c.adm)
+	if r.Header["Upgrade"] != nil {
+		// Behind an Upgrade the gate reads no more heads: nothing may follow on this connection.
+		w.Header().Set("Connection", "close")
+	}
+	if !p.access.admits() {
+		p.access.skip()
+		x.silent = true
+		x.deny(http.StatusServiceUnavailable, reasonLogUnavailable, "the proxy cannot write its access log, and admits nobody meanwhile", grant.Permission{}, false)
+		return
+	}
+	s, bad := p.cfg.screen(r)
+	if bad != nil {
+		x.refuse(bad, s.grpc)
+		return
+	}
+	switch {
+	case s.grpc:
+		x.rec.protocol = "grpc"
+	case s.websocket:
+		x.rec.protocol = "websocket"
+	}
+	if x.decide(&s) {
+		x.forward(&s) //nolint:contextcheck // x.ctx is the request's
+	}
+}
+
+func protocolOf(r *http.Request) string {
+	if r.ProtoMajor == 2 {
+		return "h2"
+	}
+	return "http/1.1"
+}
+
+// decide says whether the request may go to the upstream, and answers it if not.
+func (x *exchange) decide(s *shape) bool {
+	p, c := x.p, x.c
+	switch {
+	case !wall(p.cfg.now).Before(c.adm.notAfter):
+		// The clock is read again for each request: a connection that was not cut
+		// yet opens nothing past NotAfter.
+		x.deny(http.StatusForbidden, reasonExpired, "the certificate has expired", grant.Permission{}, s.grpc)
+		c.cut(reasonExpired)
+		return false
+	case p.rev.stale():
+		x.deny(http.StatusServiceUnavailable, reasonStale, "news of revocations is too old, and this service admits nobody without", grant.Permission{}, s.grpc)
+		return false
+	}
+	if why := p.denied(c); why != "" {
+		x.deny(http.StatusForbidden, why, "the grant has been revoked", grant.Permission{}, s.grpc)
+		c.cut(why)
+		return false
+	}
+	if !c.adm.isGrant() {
+		x.deny(http.StatusForbidden, reasonNoGrant, "an identity opens nothing here; it takes a grant", x.smallest(s), s.grpc)
+		return false
+	}
+	var perm grant.Permission
+	var ok bool
+	if s.grpc {
+		perm, ok = c.matcher.GRPC(x.r.Method, &s.path)
+	} else {
+		perm, ok = c.matcher.HTTP(x.r.Method, &s.path)
+	}
+	if !ok {
+		x.deny(http.StatusForbidden, reasonOutsideScope, "the grant does not allow this", x.smallest(s), s.grpc)
+		return false
+	}
+	x.rec.permission = c.permissionText(perm)
+	x.decision = decisionAllow
+	return true
+}
+
+// smallest is the least permission that allows the request; zero when none can.
+func (x *exchange) smallest(s *shape) grant.Permission {
+	var need grant.Permission
+	var err error
+	if s.grpc {
+		need, err = grant.GRPCPermission(s.path)
+	} else {
+		need, err = grant.HTTPPermission(x.r.Method, s.path)
+	}
+	if err != nil {
+		return grant.Permission{}
+	}
+	return need
+}
+
+// deny answers a request that is well-formed and not allowed.
+func (x *exchange) deny(status int, reason, detail string, need grant.Permission, grpc bool) {
+	x.decision, x.reason = decisionDeny, reason
+	pr := newProblem(status, reason, detail, x.p.cfg.service)
+	pr.TraceID = x.rec.trace
+	if !need.IsZero() {
+		pr.Permission, pr.Command = need.String(), requestCommand(x.p.cfg.service, need)
+		pr.Next = "ask for the permission with the command, then call again with the certificate you are given"
+	}
+	x.answer(pr, grpc)
+}
+
+// refuse answers a request that is not well-formed, and closes the connection.
+func (x *exchange) refuse(v *violation, grpc bool) {
+	x.decision, x.reason = decisionRefuse, v.reason
+	pr := newProblem(v.status, v.reason, v.detail, x.p.cfg.service)
+	pr.TraceID = x.rec.trace
+	if x.r.ProtoMajor == 1 {
+		x.w.Header().Set("Connection", "close")
+	}
+	x.answer(pr, grpc)
+}
+
+func (x *exchange) answer(pr problem, grpc bool) {
+	x.sayDrain()
+	status, n := x.p.answers.send(x.w, x.r, pr, grpc)
+	x.status = status
+	x.out.Add(n)
+}
+
+// sayDrain has the client reconnect: HTTP/1 by this very header, HTTP/2 by the
+// GOAWAY that net/http makes of it.
+func (x *exchange) sayDrain() {
+	if x.c.draining.Load() {
+		x.w.Header().Set("Connection", "close")
+	}
+}
+
+// watch has an "open" record written if the request is still under way in a second.
+func (x *exchange) watch() {
+	x.timer = time.AfterFunc(openAfter, func() { x.recordOpen() })
+}
+
+func (x *exchange) recordOpen() {
+	r := x.rec
+	r.event, r.decision = "open", decisionAllow
+	_ = x.p.access.write(&r) // what it denies is what comes next; this one ends with its own record
+}
+
+// finish writes the request's record, after everything else and before the end
+// of the answer is flushed: with on_failure deny, a short answer that cannot be
+// recorded never leaves.
+func (x *exchange) finish() {
+	v := recover()
+	if x.timer != nil {
+		x.timer.Stop()
+	}
+	r := x.rec
+	r.decision, r.reason = x.decision, x.reason
+	if v != nil && v != http.ErrAbortHandler { //nolint:errorlint // a panic value, not an error chain
+		r.reason, x.abort = reasonHandlerPanicked, true
+		x.p.log.Error("request handler panicked", slog.String("panic", fmt.Sprint(v)), slog.String("stack", string(debug.Stack())))
+	}
+	r.status, r.bytesOut = x.status, x.out.Load()
+	r.bytesIn = x.in.Load()
+	if x.body != nil {
+		r.bytesIn = x.body.n.Load()
+	}
+	r.duration = since(x.p.cfg.now, x.started)
+	x.p.tele.request(x.ctx, &r)
+	x.spans.end(&r)
+	if !x.silent {
+		if err := x.p.access.write(&r); err != nil {
+			x.abort = true
+		}
+	}
+	if x.abort {
+		panic(http.ErrAbortHandler)
+	}
+}

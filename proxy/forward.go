@@ -1,0 +1,337 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hallpass/hallpass/grant"
+)
+
+// identityHeaders are what the upstream is told of the client. They are the same
+// for a whole connection, and nobody appends to them.
+type identityHeaders struct {
+	xfcc, subject, grant, service, forwardedFor, proto []string
+}
+
+func (h *identityHeaders) set(to http.Header) {
+	to["X-Forwarded-Client-Cert"] = h.xfcc
+	to["X-Hallpass-Subject"] = h.subject
+	to["X-Hallpass-Grant"] = h.grant
+	to["X-Hallpass-Service"] = h.service
+	to["X-Forwarded-For"] = h.forwardedFor
+	to["X-Forwarded-Proto"] = h.proto
+}
+
+// requestBody counts what the upstream reads, and hands on trailers at its end.
+// The transport may read it after the handler has returned.
+type requestBody struct {
+	io.ReadCloser
+	n      atomic.Int64
+	failed atomic.Bool   // reading from the client failed
+	broken atomic.Bool   // for its framing, not for the client's leaving
+	from   *http.Request // its Trailer is filled in when Read has returned io.EOF
+	to     http.Header
+}
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.n.Add(int64(n))
+	switch {
+	case err == nil:
+	case errors.Is(err, io.EOF):
+		b.trailers()
+	default:
+		var gone net.Error
+		b.broken.Store(!errors.As(err, &gone) && !errors.Is(err, io.ErrUnexpectedEOF))
+		b.failed.Store(true)
+	}
+	return n, err
+}
+
+// trailers copies the trailers that were announced and that are the client's to
+// say. An HTTP/1 client can send trailers it never announced, and an upstream
+// that merges them into the head would take x-hallpass-subject from there.
+func (b *requestBody) trailers() {
+	for name := range b.to {
+		b.to[name] = b.from.Trailer[name]
+	}
+}
+
+// announced is the request's trailer names that may pass.
+func announced(r *http.Request) http.Header {
+	if len(r.Trailer) == 0 {
+		return nil
+	}
+	to := make(http.Header, len(r.Trailer))
+	for name := range r.Trailer {
+		var buf [foldedMax]byte
+		if ruleOf(fold(buf[:0], name)) == ruleKeep {
+			to[name] = nil
+		}
+	}
+	return to
+}
+
+// forward sends the request to the upstream and its answer to the client.
+func (x *exchange) forward(s *shape) {
+	x.watch()
+	out := x.outgoing(s)
+	res, err := x.p.up.transport.RoundTrip(out)
+	if err != nil {
+		x.failed(err, s.grpc)
+		return
+	}
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		x.switchProtocols(s, res)
+		return
+	}
+	defer func() { _ = res.Body.Close() }() // its end is known already
+	x.respond(res)
+}
+
+// outgoing is the request for the upstream. What was matched is what is
+// forwarded: the target goes out as the bytes that came in, by way of URL.Opaque,
+// which net/http does not parse or clean.
+func (x *exchange) outgoing(s *shape) *http.Request {
+	r, p := x.r, x.p
+	ctx := p.tele.upstream(x.ctx, &x.spans, x.c, p.cfg, r.Header)
+	out := r.WithContext(ctx)
+	x.url = url.URL{Scheme: "http", Host: p.up.authority, Opaque: r.RequestURI}
+	out.URL = &x.url
+	out.RequestURI, out.Close, out.TransferEncoding, out.Trailer = "", false, nil, nil
+	if r.ContentLength == 0 {
+		out.Body = nil
+	} else {
+		out.Trailer = announced(r)
+		x.body = &requestBody{ReadCloser: r.Body, from: r, to: out.Trailer}
+		out.Body = x.body
+		if r.ProtoMajor == 1 {
+			// Without this net/http swallows what is left of the body before the
+			// first byte of the answer.
+			_ = http.NewResponseController(x.w).EnableFullDuplex() // fails for no HTTP/1 connection
+		}
+		// An upstream that overlooks the body of a GET would take it for the next
+		// request on its connection, one that nobody matched.
+		if !p.up.h2c && bodyUnexpected(r.Method) {
+			out.Close = true
+		}
+	}
+	h := out.Header
+	x.c.headers.set(h)
+	if s.trailers {
+		h["Te"] = []string{"trailers"}
+	}
+	if s.websocket {
+		h["Connection"] = []string{"Upgrade"}
+		h["Upgrade"] = []string{"websocket"}
+	}
+	if _, ok := h["User-Agent"]; !ok {
+		h["User-Agent"] = nil // else the transport puts its own
+	}
+	return out
+}
+
+func bodyUnexpected(method string) bool {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodDelete:
+		return true
+	default:
+		return false
+	}
+}
+
+// failed answers for an upstream that gave no answer, or a client that broke off.
+func (x *exchange) failed(err error, grpc bool) {
+	status := http.StatusBadGateway
+	switch {
+	case x.c.cutReason() != "":
+		x.reason, x.abort = x.c.cutReason(), true
+		return
+	case x.body != nil && x.body.failed.Load():
+		v := gateViolation(x.ctx)
+		if v == nil && x.body.broken.Load() && x.r.ProtoMajor == 1 {
+			v = badChunk() // net/http saw the first byte of it before the gate had the line
+		}
+		if v != nil {
+			x.refuse(v, grpc)
+			return
+		}
+		x.reason, x.abort = reasonClientGone, true
+		return
+	case x.r.Context().Err() != nil:
+		x.reason, x.abort = reasonClientGone, true
+		return
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		status = http.StatusGatewayTimeout
+	}
+	x.p.upstreamTrouble(err)
+	pr := newProblem(status, reasonUpstream, "the service behind the proxy gave no answer", x.p.cfg.service)
+	pr.TraceID = x.rec.trace
+	x.reason = reasonUpstream
+	x.answer(pr, grpc)
+}
+
+// respond copies the upstream's answer.
+func (x *exchange) respond(res *http.Response) {
+	h := x.w.Header()
+	removeHop(res.Header)
+	maps.Copy(h, res.Header)
+	if _, ok := h["Content-Type"]; !ok {
+		h["Content-Type"] = nil // else net/http guesses one from the body
+	}
+	declared := len(res.Trailer)
+	if declared > 0 {
+		names := make([]string, 0, declared)
+		for name := range res.Trailer {
+			names = append(names, name)
+		}
+		h["Trailer"] = []string{strings.Join(names, ", ")}
+	}
+	x.sayDrain()
+	x.status = res.StatusCode
+	x.w.WriteHeader(res.StatusCode)
+	if !x.copyBody(res) {
+		x.abort = true
+		return
+	}
+	x.copyTrailers(res, declared)
+}
+
+// copyBody copies until the end and says whether it got there. An answer of
+// unknown length is flushed as it comes: it may be a stream.
+func (x *exchange) copyBody(res *http.Response) bool {
+	buf := x.p.up.buffer()
+	defer x.p.up.release(buf)
+	flusher, _ := x.w.(http.Flusher)
+	if flusher != nil && res.ContentLength >= 0 && !strings.HasPrefix(res.Header.Get("Content-Type"), "text/event-stream") {
+		flusher = nil
+	}
+	head := flushSoon(flusher)
+	n, rerr := res.Body.Read(*buf)
+	head.stop()
+	for ; ; n, rerr = res.Body.Read(*buf) {
+		if n > 0 {
+			m, werr := x.w.Write((*buf)[:n])
+			x.out.Add(int64(m))
+			if werr != nil {
+				x.reason = x.brokenBy(reasonClientGone)
+				return false
+			}
+			if flusher != nil && rerr == nil {
+				flusher.Flush()
+			}
+		}
+		switch {
+		case rerr == nil:
+		case errors.Is(rerr, io.EOF):
+			return true
+		case x.r.Context().Err() != nil:
+			x.reason = x.brokenBy(reasonClientGone)
+			return false
+		default:
+			x.reason = x.brokenBy(reasonUpstreamBroke)
+			return false
+		}
+	}
+}
+
+// headFlush sends the head of a stream whose first bytes are long in coming,
+// without a write of its own for all those whose body comes along with it.
+type headFlush struct {
+	timer *time.Timer
+
+	mu   sync.Mutex // owns done and, until done, the response writer
+	done bool
+}
+
+func flushSoon(f http.Flusher) *headFlush {
+	if f == nil {
+		return nil
+	}
+	h := &headFlush{}
+	h.timer = time.AfterFunc(time.Millisecond, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if !h.done {
+			f.Flush()
+		}
+	})
+	return h
+}
+
+func (h *headFlush) stop() {
+	if h == nil {
+		return
+	}
+	h.timer.Stop()
+	h.mu.Lock()
+	h.done = true
+	h.mu.Unlock()
+}
+
+func (x *exchange) brokenBy(otherwise string) string {
+	if why := x.c.cutReason(); why != "" {
+		return why
+	}
+	return otherwise
+}
+
+// copyTrailers sends the trailers: those that were declared under their own
+// names, the others, as gRPC's are, with net/http's prefix for undeclared ones.
+func (x *exchange) copyTrailers(res *http.Response, declared int) {
+	if len(res.Trailer) == 0 {
+		return
+	}
+	if flusher, ok := x.w.(http.Flusher); ok {
+		flusher.Flush() // makes net/http choose chunks, which is where trailers live
+	}
+	h := x.w.Header()
+	prefix := ""
+	if len(res.Trailer) != declared {
+		prefix = http.TrailerPrefix
+	}
+	for name, values := range res.Trailer {
+		h[prefix+name] = values
+	}
+}
+
+// removeHop takes out what is between the upstream and us only.
+func removeHop(h http.Header) {
+	for _, v := range h["Connection"] {
+		for name := range strings.SplitSeq(v, ",") {
+			if name = strings.Trim(name, " \t"); name != "" {
+				h.Del(name)
+			}
+		}
+	}
+	for _, name := range []string{"Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate", "Te", "Trailer", "Transfer-Encoding", "Upgrade"} {
+		delete(h, name)
+	}
+}
+
+// newIdentityHeaders says who the client is in the upstream's words, Envoy's
+// x-forwarded-client-cert first. None of the values holds a comma, semicolon or
+// quote: SPIFFE IDs have no such bytes.
+func newIdentityHeaders(self string, a *admission, hash, peerIP string) identityHeaders {
+	h := identityHeaders{
+		xfcc:         []string{"By=" + self + ";Hash=" + hash + ";URI=" + a.id.String()},
+		subject:      []string{a.subject},
+		forwardedFor: []string{peerIP},
+		proto:        []string{"https"},
+	}
+	if a.grant != (grant.ID{}) {
+		h.grant = []string{a.grantID}
+		h.service = []string{a.grant.Scope().Service()}
+	}
+	return h
+}

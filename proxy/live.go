@@ -1,0 +1,313 @@
+package proxy
+
+import (
+	"container/heap"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hallpass/hallpass/grant"
+)
+
+// errCut is the cause of the context of a connection that was ended from outside.
+var errCut = errors.New("connection cut")
+
+// lookEvery bounds how long the wall clock goes unlooked at. Monotonic timers
+// stand still in a suspended laptop; this many milliseconds after it wakes, what
+// expired meanwhile is gone.
+const lookEvery = 250 * time.Millisecond
+
+// conn is one admitted connection. What is not atomic is set before the
+// connection is entered in live and never changed; live's mutex owns index and next.
+type conn struct {
+	id      uint64
+	raw     net.Conn // the socket under TLS
+	adm     *admission
+	matcher *grant.Matcher // nil for an identity
+	perms   []grant.Permission
+	texts   []string // of perms
+	headers identityHeaders
+	peer    string
+	started time.Time
+	drainAt time.Time
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+
+	draining atomic.Bool
+	why      atomic.Pointer[string] // why it was cut; nil while it was not
+	requests atomic.Int64
+	checked  atomic.Pointer[denials] // the newest list this grant was found absent from
+	closed   sync.Once
+	atEnd    func() // runs once, when the socket closes
+
+	next  time.Time // the next moment live has to look at it
+	index int       // in live's heap
+}
+
+// cut ends the connection at once, with whatever is in flight. The socket is
+// reset rather than closed: a close would go on delivering what the kernel holds
+// to a slow reader, after NotAfter.
+func (c *conn) cut(why string) {
+	if !c.why.CompareAndSwap(nil, &why) {
+		return
+	}
+	c.cancel(errCut)
+	c.reset()
+}
+
+// reset closes the socket so that the client sees it broken, not finished.
+func (c *conn) reset() {
+	if tcp, ok := c.raw.(interface{ SetLinger(sec int) error }); ok {
+		_ = tcp.SetLinger(0) // a closed socket has nothing left to linger over
+	}
+	c.close()
+}
+
+// close closes the socket and, the first time, has its end noted.
+func (c *conn) close() {
+	_ = c.raw.Close() // nothing can be done about a socket that does not close twice
+	c.closed.Do(func() {
+		c.cancel(net.ErrClosed)
+		if c.atEnd != nil {
+			c.atEnd()
+		}
+	})
+}
+
+// cutReason is why the connection was cut, or "".
+func (c *conn) cutReason() string {
+	if w := c.why.Load(); w != nil {
+		return *w
+	}
+	return ""
+}
+
+// permissionText is p.String() without building it anew for every request.
+func (c *conn) permissionText(p grant.Permission) string {
+	for i := range c.perms {
+		if c.perms[i] == p {
+			return c.texts[i]
+		}
+	}
+	return p.String()
+}
+
+// socket is the net.Conn under TLS: whoever closes it, the connection's end is noted.
+type socket struct {
+	net.Conn
+	c   *conn       // set once, when the connection is admitted, before anyone else reads it
+	eof atomic.Bool // the peer closed the socket
+}
+
+func (s *socket) Read(p []byte) (int, error) {
+	n, err := s.Conn.Read(p)
+	if errors.Is(err, io.EOF) {
+		s.eof.Store(true)
+	}
+	return n, err
+}
+
+func (s *socket) Close() error {
+	if s.c == nil {
+		return s.Conn.Close()
+	}
+	s.c.close()
+	return nil
+}
+
+// live knows every admitted connection and brings each to its end on time.
+type live struct {
+	now  func() time.Time
+	wake chan struct{}
+
+	mu      sync.Mutex // owns what follows
+	due     dueHeap
+	holders map[string]map[*conn]struct{} // by grant, or by subject where there is none
+	drain   bool                          // the proxy is stopping: whoever still comes in is drained at once
+	shut    bool                          // nobody comes in any more
+}
+
+func newLive(now func() time.Time) *live {
+	return &live{now: now, wake: make(chan struct{}, 1), holders: make(map[string]map[*conn]struct{})}
+}
+
+// enter adds an admitted connection, unless its holder has perHolder already or
+// the proxy is at its end.
+func (l *live) enter(c *conn, perHolder int) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.shut {
+		return refuse(reasonShutdown, "the proxy is stopping")
+	}
+	set := l.holders[c.adm.holder()]
+	if len(set) >= perHolder {
+		return refuse(reasonLimit, "%d connections are open already", len(set))
+	}
+	if set == nil {
+		set = make(map[*conn]struct{})
+		l.holders[c.adm.holder()] = set
+	}
+	set[c] = struct{}{}
+	c.draining.Store(l.drain)
+	c.next = c.drainAt
+	heap.Push(&l.due, c)
+	if c.index == 0 {
+		l.nudge()
+	}
+	return nil
+}
+
+func (l *live) nudge() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// leave forgets a connection that has ended.
+func (l *live) leave(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.index >= 0 && c.index < len(l.due) && l.due[c.index] == c {
+		heap.Remove(&l.due, c.index)
+	}
+	if set := l.holders[c.adm.holder()]; set != nil {
+		delete(set, c)
+		if len(set) == 0 {
+			delete(l.holders, c.adm.holder())
+		}
+	}
+}
+
+func (l *live) len() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.due)
+}
+
+// run looks at the clock until ctx ends: drains what is about to expire, cuts
+// what has expired.
+func (l *live) run(ctx context.Context) {
+	timer := time.NewTimer(lookEvery)
+	defer timer.Stop()
+	for {
+		timer.Reset(l.sweep())
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// sweep does what is due and says when to look again.
+func (l *live) sweep() time.Duration {
+	now := wall(l.now)
+	var expired []*conn
+	l.mu.Lock()
+	wait := lookEvery
+	for len(l.due) > 0 {
+		c := l.due[0]
+		if now.Before(c.next) {
+			wait = min(wait, c.next.Sub(now))
+			break
+		}
+		c.draining.Store(true)
+		if now.Before(c.adm.notAfter) {
+			c.next = c.adm.notAfter
+			heap.Fix(&l.due, c.index)
+			continue
+		}
+		heap.Pop(&l.due)
+		expired = append(expired, c)
+	}
+	l.mu.Unlock()
+	for _, c := range expired {
+		c.cut(reasonExpired)
+	}
+	return max(wait, time.Millisecond)
+}
+
+// cutWhere cuts the connections that match says so of, and returns how many.
+func (l *live) cutWhere(why string, match func(*conn) bool) int {
+	l.mu.Lock()
+	all := slices.Clone(l.due)
+	l.mu.Unlock()
+	n := 0
+	for _, c := range all {
+		if match(c) {
+			c.cut(why)
+			n++
+		}
+	}
+	return n
+}
+
+// cutGrants cuts the connections of these grants.
+func (l *live) cutGrants(why string, ids []string) {
+	var found []*conn
+	l.mu.Lock()
+	for _, id := range ids {
+		for c := range l.holders[id] {
+			found = append(found, c)
+		}
+	}
+	l.mu.Unlock()
+	for _, c := range found {
+		c.cut(why)
+	}
+}
+
+// drainAll has every connection told to go elsewhere after its current request.
+func (l *live) drainAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.drain = true
+	for _, c := range l.due {
+		c.draining.Store(true)
+	}
+}
+
+// shutdown cuts what is left and admits nothing more.
+func (l *live) shutdown() {
+	l.mu.Lock()
+	l.shut = true
+	l.mu.Unlock()
+	l.cutWhere(reasonShutdown, func(*conn) bool { return true })
+}
+
+// dueHeap orders connections by when they must be looked at next.
+type dueHeap []*conn
+
+func (h dueHeap) Len() int           { return len(h) }
+func (h dueHeap) Less(i, j int) bool { return h[i].next.Before(h[j].next) }
+func (h dueHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].index, h[j].index = i, j
+}
+
+// Push is heap.Interface's.
+func (h *dueHeap) Push(x any) {
+	c, ok := x.(*conn)
+	if !ok {
+		return
+	}
+	c.index = len(*h)
+	*h = append(*h, c)
+}
+
+// Pop is heap.Interface's.
+func (h *dueHeap) Pop() any {
+	old := *h
+	c := old[len(old)-1]
+	old[len(old)-1] = nil
+	c.index = -1
+	*h = old[:len(old)-1]
+	return c
+}

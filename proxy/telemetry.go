@@ -1,0 +1,210 @@
+package proxy
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/metric"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+)
+
+const scopeName = "github.com/hallpass/hallpass/proxy"
+
+// telemetry counts and traces. SPIFFE IDs go into spans, never into metric labels.
+type telemetry struct {
+	tracer trace.Tracer // nil: no spans; a traceparent then passes through as it came
+
+	requests   metric.Int64Counter
+	duration   metric.Float64Histogram
+	handshakes metric.Int64Counter
+	refused    metric.Int64Counter
+	cuts       metric.Int64Counter
+	h2errors   metric.Int64Counter
+	labels     sync.Map // requestLabel → metric.MeasurementOption
+	measuring  bool
+}
+
+type requestLabel struct{ decision, reason, protocol string }
+
+func newTelemetry(cfg *config) (*telemetry, error) {
+	t := &telemetry{measuring: cfg.meters != nil}
+	if cfg.tracers != nil {
+		t.tracer = cfg.tracers.Tracer(scopeName)
+	}
+	meters := cfg.meters
+	if meters == nil {
+		meters = metricnoop.NewMeterProvider()
+	}
+	m := meters.Meter(scopeName)
+	var err error
+	counter := func(name, desc string) metric.Int64Counter {
+		c, cerr := m.Int64Counter(name, metric.WithDescription(desc))
+		if cerr != nil {
+			err = cerr
+		}
+		return c
+	}
+	t.requests = counter("hallpass.proxy.requests", "Requests and TCP connections by decision and reason.")
+	t.handshakes = counter("hallpass.proxy.handshakes", "Completed handshakes.")
+	t.refused = counter("hallpass.proxy.handshakes.refused", "Refused handshakes by reason.")
+	t.cuts = counter("hallpass.proxy.cuts", "Live connections that were ended, by reason.")
+	t.h2errors = counter("hallpass.proxy.http2.errors", "HTTP/2 frames that no request came of, by type.")
+	if err != nil {
+		return nil, err
+	}
+	t.duration, err = m.Float64Histogram("http.server.request.duration", metric.WithUnit("s"),
+		metric.WithDescription("Duration of requests, to the last byte."),
+		metric.WithExplicitBucketBoundaries(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10))
+	return t, err
+}
+
+// observe registers what is looked up when metrics are read.
+func (p *Proxy) observe(cfg *config) error {
+	if cfg.meters == nil {
+		return nil
+	}
+	m := cfg.meters.Meter(scopeName)
+	conns, err := m.Int64ObservableGauge("hallpass.proxy.connections", metric.WithDescription("Live connections."))
+	if err != nil {
+		return err
+	}
+	age, err := m.Float64ObservableGauge("hallpass.proxy.revocation.age", metric.WithUnit("s"),
+		metric.WithDescription("How long ago the revocation list was last known to be whole."))
+	if err != nil {
+		return err
+	}
+	entries, err := m.Int64ObservableGauge("hallpass.proxy.revocation.entries", metric.WithDescription("Revoked grants and denied issuers known."))
+	if err != nil {
+		return err
+	}
+	left, err := m.Float64ObservableGauge("hallpass.proxy.certificate.remaining", metric.WithUnit("s"),
+		metric.WithDescription("How long the service's own certificate is still valid."))
+	if err != nil {
+		return err
+	}
+	_, err = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		o.ObserveInt64(conns, int64(p.live.len()))
+		if a, ok := p.rev.age(); ok {
+			o.ObserveFloat64(age, a.Seconds())
+		}
+		d := p.rev.cur.Load()
+		o.ObserveInt64(entries, int64(len(d.grants)+len(d.issuers)))
+		o.ObserveFloat64(left, p.keeper.cur.Load().cert.Leaf.NotAfter.Sub(wall(cfg.now)).Seconds())
+		return nil
+	}, conns, age, entries, left)
+	return err
+}
+
+// request counts one request or TCP connection.
+func (t *telemetry) request(ctx context.Context, r *record) {
+	if !t.measuring {
+		return
+	}
+	key := requestLabel{r.decision, r.reason, r.protocol}
+	opt, ok := t.labels.Load(key)
+	if !ok {
+		opt, _ = t.labels.LoadOrStore(key, metric.WithAttributeSet(attribute.NewSet(
+			attribute.String("decision", r.decision),
+			attribute.String("reason", r.reason),
+			attribute.String("protocol", r.protocol),
+		)))
+	}
+	if m, ok := opt.(metric.MeasurementOption); ok {
+		t.requests.Add(ctx, 1, m)
+		t.duration.Record(ctx, r.duration.Seconds(), m)
+	}
+}
+
+func (t *telemetry) reason(ctx context.Context, c metric.Int64Counter, reason string) {
+	if t.measuring {
+		c.Add(ctx, 1, metric.WithAttributes(attribute.String("reason", reason)))
+	}
+}
+
+// spans are the two of a proxied request: what the client asked, what the upstream was asked.
+type spans struct {
+	server, client trace.Span // nil while nothing is traced
+	traceID        string
+}
+
+// begin starts the server span, a child of the client's.
+func (t *telemetry) begin(r *http.Request, c *conn) (context.Context, spans) {
+	ctx := r.Context()
+	if t.tracer == nil {
+		return ctx, spans{traceID: traceOf(r.Header)}
+	}
+	ctx = propagation.TraceContext{}.Extract(ctx, propagation.HeaderCarrier(r.Header))
+	ctx, span := t.tracer.Start(ctx, r.Method, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(
+		attribute.String("http.request.method", r.Method),
+		attribute.String("url.path", pathOf(r.RequestURI)),
+		attribute.String("network.protocol.version", r.Proto),
+		attribute.String("hallpass.subject", c.adm.subject),
+		attribute.String("hallpass.grant.id", c.adm.grantID),
+	))
+	s := spans{server: span}
+	if sc := span.SpanContext(); sc.HasTraceID() {
+		s.traceID = sc.TraceID().String()
+	}
+	return ctx, s
+}
+
+// upstream starts the client span and tells the upstream of it.
+func (t *telemetry) upstream(ctx context.Context, s *spans, c *conn, cfg *config, h http.Header) context.Context {
+	if t.tracer == nil {
+		return ctx
+	}
+	ctx, s.client = t.tracer.Start(ctx, "upstream", trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(
+		attribute.String("server.address", cfg.upstream.address),
+		attribute.String("hallpass.service", cfg.service),
+		attribute.String("hallpass.grant.id", c.adm.grantID),
+	))
+	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(h))
+	return ctx
+}
+
+// end ends both spans.
+func (s *spans) end(r *record) {
+	for _, span := range []trace.Span{s.client, s.server} {
+		if span == nil {
+			continue
+		}
+		span.SetAttributes(
+			attribute.Int("http.response.status_code", r.status),
+			attribute.String("hallpass.decision", r.decision),
+			attribute.String("hallpass.permission", r.permission),
+		)
+		if r.status >= http.StatusInternalServerError || r.status == 0 {
+			span.SetStatus(codes.Error, r.reason)
+		}
+		span.End()
+	}
+}
+
+// traceOf is the trace id of a well-formed traceparent (W3C Trace Context §3.2), or "".
+func traceOf(h http.Header) string {
+	v := h["Traceparent"]
+	if len(v) != 1 || len(v[0]) < 55 || v[0][2] != '-' || v[0][35] != '-' || (len(v[0]) > 55 && v[0][55] != '-') {
+		return ""
+	}
+	id := v[0][3:35]
+	zero := true
+	for i := range len(id) {
+		if (id[i] < '0' || id[i] > '9') && (id[i] < 'a' || id[i] > 'f') {
+			return ""
+		}
+		zero = zero && id[i] == '0'
+	}
+	if zero {
+		return ""
+	}
+	return id
+}
+
+// since is how long ago t was, by the monotonic clock where there is one.
+func since(now func() time.Time, t time.Time) time.Duration { return now().Sub(t) }

@@ -1,0 +1,70 @@
+package proxy
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// upstream is the service behind the proxy.
+type upstream struct {
+	target
+	dialer    net.Dialer
+	transport *http.Transport
+	authority string // the URL's host; only a key of the connection pool
+	buffers   sync.Pool
+}
+
+const copyBuffer = 32 << 10
+
+func newUpstream(cfg *config) *upstream {
+	u := &upstream{target: cfg.upstream, authority: "upstream"}
+	u.dialer = net.Dialer{Timeout: cfg.limits.dialTO, KeepAlive: 30 * time.Second}
+	u.buffers.New = func() any { b := make([]byte, copyBuffer); return &b }
+	if cfg.tcp {
+		return u
+	}
+	u.transport = &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return u.dial(ctx) },
+		// As many idle connections as there may be clients: with net/http's 2 per
+		// host every burst dials anew.
+		MaxIdleConns:          0,
+		MaxIdleConnsPerHost:   cfg.limits.conns,
+		IdleConnTimeout:       90 * time.Second,
+		ExpectContinueTimeout: time.Second,
+		// A transport that asks for gzip by itself answers with other bytes than the upstream sent.
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: 1 << 20,
+	}
+	protocols := new(http.Protocols)
+	if u.h2c {
+		protocols.SetUnencryptedHTTP2(true)
+		u.transport.HTTP2 = &http.HTTP2Config{SendPingTimeout: 30 * time.Second}
+	} else {
+		protocols.SetHTTP1(true)
+	}
+	u.transport.Protocols = protocols
+	return u
+}
+
+func (u *upstream) dial(ctx context.Context) (net.Conn, error) {
+	return u.dialer.DialContext(ctx, u.network, u.address)
+}
+
+func (u *upstream) close() {
+	if u.transport != nil {
+		u.transport.CloseIdleConnections()
+	}
+}
+
+func (u *upstream) buffer() *[]byte {
+	if b, ok := u.buffers.Get().(*[]byte); ok {
+		return b
+	}
+	b := make([]byte, copyBuffer)
+	return &b
+}
+
+func (u *upstream) release(b *[]byte) { u.buffers.Put(b) }
