@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hallpass/hallpass/approval/api"
+	"github.com/hallpass/hallpass/policy"
+)
+
+func (a *app) newPolicyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "policy",
+		Short: "Who may ask for what and who must approve: show, validate, propose",
+	}
+	var base uint64
+	show := &cobra.Command{
+		Use:   "show",
+		Short: "Print the policy in force",
+		Args:  exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, c *api.Client) error {
+				p, err := c.Policy(ctx)
+				if err != nil {
+					return err
+				}
+				return a.print(p, func(w *tabular) {
+					w.line("# revision %d", p.Revision)
+					for line := range strings.Lines(p.YAML) {
+						w.line("%s", strings.TrimRight(line, "\n"))
+					}
+				})
+			})
+		},
+	}
+	validate := &cobra.Command{
+		Use:   "validate FILE",
+		Short: "Check a policy file, offline; every mistake names its line and rule",
+		Args:  exactArgs("FILE"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			text, err := os.ReadFile(args[0])
+			if err != nil {
+				return err
+			}
+			p, err := policy.Parse(text)
+			if err != nil {
+				return fmt.Errorf("%s: %w", args[0], err)
+			}
+			groups := p.Groups()
+			return a.print(map[string]any{"valid": true, "groups": groups}, func(w *tabular) {
+				w.line("%s is valid; it names the groups %s", args[0], strings.Join(groups, ", "))
+			})
+		},
+	}
+	propose := &cobra.Command{
+		Use:   "propose FILE",
+		Short: "Propose a policy; it is in force once two admins other than you approve",
+		Args:  exactArgs("FILE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			text, err := os.ReadFile(args[0])
+			if err != nil {
+				return err
+			}
+			if _, err := policy.Parse(text); err != nil {
+				return fmt.Errorf("%s: %w", args[0], err)
+			}
+			return a.propose(cmd.Context(), api.ChangeSpec{Kind: api.ChangePolicySet, YAML: string(text)}, base)
+		},
+	}
+	addBase(propose, &base)
+	cmd.AddCommand(show, validate, propose)
+	return cmd
+}
+
+// addBase adds --base. Without it a change is written against what is in force right now.
+func addBase(cmd *cobra.Command, base *uint64) {
+	cmd.Flags().Uint64Var(base, "base", 0, "`revision` that it was written against (default: the one in force)")
+}
+
+func (a *app) newGroupCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "group",
+		Short: "Groups of persons: list, set, delete",
+	}
+	var members []string
+	var base uint64
+	list := &cobra.Command{
+		Use:   "list",
+		Short: "List the groups and their members",
+		Args:  exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, c *api.Client) error {
+				g, err := c.Groups(ctx)
+				if err != nil {
+					return err
+				}
+				return a.print(g, func(w *tabular) {
+					w.row("GROUP", "MEMBERS")
+					for _, group := range g.Groups {
+						w.row(group.Name, strings.Join(group.Members, ", "))
+					}
+				})
+			})
+		},
+	}
+	set := &cobra.Command{
+		Use:   "set NAME --member PERSON [--member …]",
+		Short: "Propose a group with exactly these members",
+		Args:  exactArgs("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			spec := api.ChangeSpec{Kind: api.ChangeGroupSet, Name: args[0], Members: members}
+			return a.propose(cmd.Context(), spec, base)
+		},
+	}
+	set.Flags().StringArrayVar(&members, "member", nil, "name of a `person`; repeat for more")
+	remove := &cobra.Command{
+		Use:   "delete NAME",
+		Short: "Propose to delete a group",
+		Args:  exactArgs("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.propose(cmd.Context(), api.ChangeSpec{Kind: api.ChangeGroupDelete, Name: args[0]}, base)
+		},
+	}
+	addBase(set, &base)
+	addBase(remove, &base)
+	cmd.AddCommand(list, set, remove)
+	return cmd
+}
+
+func (a *app) newPersonCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "person",
+		Short: "Who is behind which SPIFFE IDs: list, set, delete",
+	}
+	var ids, owns []string
+	var base uint64
+	list := &cobra.Command{
+		Use:   "list",
+		Short: "List the persons",
+		Args:  exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, c *api.Client) error {
+				p, err := c.Persons(ctx)
+				if err != nil {
+					return err
+				}
+				return a.print(p, func(w *tabular) {
+					w.row("PERSON", "IDS", "ANSWERS FOR", "GROUPS")
+					for _, person := range p.Persons {
+						w.row(person.Name, strings.Join(person.IDs, ", "), strings.Join(person.Owns, ", "), strings.Join(person.Groups, ", "))
+					}
+				})
+			})
+		},
+	}
+	set := &cobra.Command{
+		Use:   "set NAME --id SPIFFE-ID [--id …] [--owns SPIFFE-ID …]",
+		Short: "Propose a person with exactly these identities",
+		Args:  exactArgs("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			spec := api.ChangeSpec{Kind: api.ChangePersonSet, Name: args[0], IDs: ids, Owns: owns}
+			return a.propose(cmd.Context(), spec, base)
+		},
+	}
+	set.Flags().StringArrayVar(&ids, "id", nil, "SPIFFE `ID` that is this person; repeat for more")
+	set.Flags().StringArrayVar(&owns, "owns", nil, "SPIFFE `ID` or pattern of a workload that this person answers for; repeat for more")
+	remove := &cobra.Command{
+		Use:   "delete NAME",
+		Short: "Propose to delete a person",
+		Args:  exactArgs("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.propose(cmd.Context(), api.ChangeSpec{Kind: api.ChangePersonDelete, Name: args[0]}, base)
+		},
+	}
+	addBase(set, &base)
+	addBase(remove, &base)
+	cmd.AddCommand(list, set, remove)
+	return cmd
+}
+
+// propose proposes a change written against revision base, or, when that is 0, against what is
+// in force now.
+func (a *app) propose(ctx context.Context, spec api.ChangeSpec, base uint64) error {
+	return a.call(ctx, func(ctx context.Context, c *api.Client) error {
+		if base == 0 {
+			var err error
+			if base, err = revisionOf(ctx, c, spec.Kind); err != nil {
+				return err
+			}
+		}
+		ch, err := c.ProposeChange(ctx, api.ChangeInput{Change: spec, BaseRevision: base})
+		if err != nil {
+			return err
+		}
+		if err := a.print(ch, func(w *tabular) { changeFields(w, ch) }); err != nil {
+			return err
+		}
+		if ch.State == api.ChangePending {
+			a.next("two other admins run: hallpass change show %s", ch.ID)
+		}
+		return nil
+	})
+}
+
+// revisionOf returns the revision that a change of this kind is checked against.
+func revisionOf(ctx context.Context, c *api.Client, kind string) (uint64, error) {
+	if kind == api.ChangePolicySet {
+		p, err := c.Policy(ctx)
+		return p.Revision, err
+	}
+	g, err := c.Groups(ctx)
+	return g.Revision, err
+}

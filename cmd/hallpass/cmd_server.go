@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hallpass/hallpass/ca"
+	"github.com/hallpass/hallpass/control"
+	"github.com/hallpass/hallpass/internal/config"
+	"github.com/hallpass/hallpass/proxy"
+)
+
+func (a *app) newServerCommand() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "server --config FILE",
+		Short: "Run a control node until SIGINT or SIGTERM",
+		Long: `Run a control node until SIGINT or SIGTERM. Settings come from the file, then
+from HALLPASS_* variables, then from flags. server init makes a node's keys, and
+ca sign-node the manifest that its cluster shares.`,
+		Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := loadServer(file)
+			if err != nil {
+				return err
+			}
+			var p processSettings
+			if err := a.override(cmd, &s, &p); err != nil {
+				return err
+			}
+			if err := s.check(); err != nil {
+				return err
+			}
+			return a.serve(cmd.Context(), s, p)
+		},
+	}
+	cmd.Flags().StringVar(&file, "config", "", "configuration `file`")
+	addSettings(cmd, new(serverSettings), new(processSettings))
+	cmd.AddCommand(newServerInitCommand(a))
+	return cmd
+}
+
+// serve runs a control node until ctx ends.
+func (a *app) serve(ctx context.Context, s serverSettings, p processSettings) (err error) {
+	manifest, err := ca.LoadManifest(s.Manifest)
+	if err != nil {
+		return err
+	}
+	if err := s.checkDev(manifest.Dev); err != nil {
+		return err
+	}
+	node, err := ca.LoadNode(s.KeysDir, manifest)
+	if err != nil {
+		return err
+	}
+	if node.ID != s.Node {
+		return fmt.Errorf("%w: node is %s, and keys_dir %s holds the keys of %s", config.ErrConfig, s.Node, s.KeysDir, node.ID)
+	}
+	tel, err := a.telemetry(ctx, "hallpass-server", node.ID, p)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tel.Shutdown(context.WithoutCancel(ctx))) }()
+
+	cfg := control.Config{
+		Node: node, Manifest: manifest, DataDir: s.DataDir, Logger: tel.Logger, Now: a.now,
+		Skew: s.Skew, StrictSVID: s.Strict,
+		Tracer: tel.TracerProvider, Meter: tel.MeterProvider, Metrics: tel.MetricsHandler,
+	}
+	if err := s.bindAll(ctx, &cfg); err != nil {
+		return err
+	}
+	server, err := control.New(cfg) //nolint:contextcheck // a node lives until Run ends; calls bring their own
+	if err != nil {
+		return err
+	}
+	return server.Run(ctx)
+}
+
+// checkDev refuses development roots where others could reach the node: their keys were made in
+// passing, by a command whose folder anybody may have copied.
+func (s serverSettings) checkDev(dev bool) error {
+	switch {
+	case !dev:
+		return nil
+	case !s.Dev:
+		return fmt.Errorf("%w: %s has development roots: make real ones with ca init, or set dev: true and stay on loopback", config.ErrConfig, s.Manifest)
+	case !localAddress(s.Listen.API) || !localAddress(s.Listen.Raft):
+		return fmt.Errorf("%w: development roots on %s and %s: listen on loopback", config.ErrConfig, s.Listen.API, s.Listen.Raft)
+	}
+	return nil
+}
+
+// bindAll opens a node's listeners, all or none.
+func (s serverSettings) bindAll(ctx context.Context, cfg *control.Config) error {
+	var opened []net.Listener
+	for _, l := range []struct {
+		key, address string
+		to           *net.Listener
+	}{
+		{"listen.api", s.Listen.API, &cfg.API},
+		{"listen.raft", s.Listen.Raft, &cfg.Raft},
+		{"listen.admin", s.Listen.Admin, &cfg.Admin},
+	} {
+		if l.address == "" {
+			continue
+		}
+		open := func(ctx context.Context, address string) (net.Listener, error) {
+			return new(net.ListenConfig).Listen(ctx, "tcp", address)
+		}
+		if l.to == &cfg.Admin {
+			open = proxy.ListenLocal
+		}
+		listener, err := open(ctx, l.address)
+		if err != nil {
+			err = fmt.Errorf("%s: %w", l.key, err)
+			for _, o := range opened {
+				err = errors.Join(err, o.Close())
+			}
+			return err
+		}
+		*l.to = listener
+		opened = append(opened, listener)
+	}
+	return nil
+}

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hallpass/hallpass/approval/api"
+	"github.com/hallpass/hallpass/ca"
+)
+
+// status is the answer of `hallpass status`.
+type status struct {
+	Identity  string       `json:"identity"`
+	Folder    string       `json:"folder"`
+	NotAfter  time.Time    `json:"not_after"`
+	Person    string       `json:"person,omitempty"`
+	Groups    []string     `json:"groups"`
+	Admin     bool         `json:"admin"`
+	Grants    []api.Grant  `json:"grants"`
+	Cluster   *api.Cluster `json:"cluster,omitempty"`
+	Reachable bool         `json:"reachable"`
+	Problem   string       `json:"problem,omitempty"`
+}
+
+func (a *app) newStatusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Who am I, until when, my live grants, the cluster",
+		Args:  exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if a.identity == "" {
+				return unauthenticatedf("no identity given: --identity FOLDER or HALLPASS_IDENTITY")
+			}
+			cert, err := readIdentity(a.identity)
+			if err != nil {
+				return unauthenticatedf("identity: %w", err)
+			}
+			s := status{Identity: spiffeOf(cert), Folder: a.identity, NotAfter: cert.NotAfter}
+			err = a.call(cmd.Context(), func(ctx context.Context, c *api.Client) error { return s.ask(ctx, c) })
+			if err != nil {
+				s.Problem = err.Error()
+			}
+			return errors.Join(a.print(s, s.table), err)
+		},
+	}
+}
+
+// ask fills in what the cluster knows.
+func (s *status) ask(ctx context.Context, c *api.Client) error {
+	me, err := c.WhoAmI(ctx)
+	if err != nil {
+		return err
+	}
+	s.Reachable, s.Person, s.Groups, s.Admin = true, me.Person, me.Groups, me.Admin
+	grants, err := c.Grants(ctx, api.Filter{Subject: me.ID, State: api.GrantActive})
+	if err != nil {
+		return err
+	}
+	s.Grants = grants.Grants
+	cluster, err := c.Cluster(ctx)
+	if err != nil {
+		return err
+	}
+	s.Cluster = &cluster
+	return nil
+}
+
+func (s *status) table(w *tabular) {
+	w.field("identity", s.Identity)
+	w.field("folder", s.Folder)
+	w.field("until", w.when(s.NotAfter))
+	if !s.Reachable {
+		w.field("cluster", "not reached")
+		return
+	}
+	person := s.Person
+	if person == "" {
+		person = "none: this identity cannot vote"
+	} else if s.Admin {
+		person += " (admin)"
+	}
+	w.field("person", person)
+	w.field("groups", strings.Join(s.Groups, ", "))
+	if cl := s.Cluster; cl != nil {
+		w.field("cluster", fmt.Sprintf("%s, %d nodes, leader %s, answered by %s", cl.TrustDomain, len(cl.Nodes), orNone(cl.Leader), cl.Node))
+	}
+	if len(s.Grants) == 0 {
+		w.field("grants", "none live")
+		return
+	}
+	w.line("")
+	grantRows(w, s.Grants)
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+func (a *app) newClusterCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "cluster", Short: "The control plane: status"}
+	var stale bool
+	show := &cobra.Command{
+		Use:   "status",
+		Short: "Nodes, leader, issuers, blocked subjects",
+		Args:  exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, c *api.Client) error {
+				var opts []api.CallOption
+				if stale {
+					opts = append(opts, api.Stale())
+				}
+				cl, err := c.Cluster(ctx, opts...)
+				if err != nil {
+					return err
+				}
+				return a.print(cl, func(w *tabular) { clusterTable(w, cl) })
+			})
+		},
+	}
+	show.Flags().BoolVar(&stale, "stale", false, "take one node's own word, without asking the leader")
+	cmd.AddCommand(show)
+	return cmd
+}
+
+func clusterTable(w *tabular, cl api.Cluster) {
+	w.field("cluster", cl.ID)
+	w.field("trust domain", cl.TrustDomain)
+	w.field("grants", cl.GrantTrustDomain)
+	w.field("epoch", strconv.FormatUint(cl.Epoch, 10))
+	w.field("leader", orNone(cl.Leader))
+	w.field("term", strconv.FormatUint(cl.Term, 10))
+	w.field("index", strconv.FormatUint(cl.Index, 10))
+	w.field("answered by", cl.Node)
+	w.line("")
+	w.row("NODE", "ROLE", "API", "RAFT")
+	for _, n := range cl.Nodes {
+		role := "follower"
+		if n.Leader {
+			role = "leader"
+		}
+		w.row(n.ID, role, n.APIAddress, n.RaftAddress)
+	}
+	w.line("")
+	w.row("ISSUER", "NODE", "ROLE", "UNTIL", "")
+	for _, i := range cl.Issuers {
+		denied := ""
+		if i.Denied != nil {
+			denied = "denied"
+		}
+		w.row(i.ID, i.Node, i.Role, w.when(i.NotAfter), denied)
+	}
+	if len(cl.Blocked) > 0 {
+		w.line("")
+		w.row("BLOCKED", "BY", "REASON")
+		for _, b := range cl.Blocked {
+			w.row(b.Subject, b.By, b.Reason)
+		}
+	}
+}
+
+func (a *app) newBundleCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "bundle", Short: "The roots of both trust domains: show"}
+	var out string
+	show := &cobra.Command{
+		Use:   "show",
+		Short: "Print the roots, or write them to a folder",
+		Args:  exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, c *api.Client) error {
+				b, err := c.Bundle(ctx)
+				if err != nil {
+					return err
+				}
+				if out != "" {
+					if err := os.MkdirAll(out, 0o700); err != nil {
+						return err
+					}
+					err := errors.Join(folder(out).write(ca.FolderIdentityBundle, b.IdentityRoots),
+						folder(out).write(ca.FolderGrantsBundle, b.GrantRoots))
+					if err != nil {
+						return err
+					}
+				}
+				return a.print(b, func(w *tabular) {
+					w.field("identities", b.TrustDomain)
+					w.field("", b.IdentityRoots)
+					w.field("grants", b.GrantTrustDomain)
+					w.field("", b.GrantRoots)
+				})
+			})
+		},
+	}
+	show.Flags().StringVar(&out, "out", "", "write identity-bundle.pem and grants-bundle.pem to this `folder`")
+	cmd.AddCommand(show)
+	return cmd
+}

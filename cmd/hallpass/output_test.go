@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/hallpass/hallpass/approval/api"
+)
+
+// What others wrote reaches a terminal as text only.
+func TestSafeLine(t *testing.T) {
+	tests := map[string]string{
+		"plain, with ünïcode and 漢字": "plain, with ünïcode and 漢字",
+		"\x1b[2K\rGET /harmless":     `\x1b[2K\rGET /harmless`,
+		"tab\tand\nline":             `tab\tand\nline`,
+		"right\u202eto left":         `right\u202eto left`,
+		"zero\u200bwidth":            `zero\u200bwidth`,
+		"bad\xffbyte":                `bad\ufffdbyte`,
+		"\u2028":                     `\u2028`,
+		"\x9b31m":                    `\ufffd31m`,
+		"\u009b31m":                  `\u009b31m`,
+	}
+	for in, want := range tests {
+		if got := safeLine(in); got != want {
+			t.Errorf("safeLine(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestAReasonCannotForgeAField(t *testing.T) {
+	w := &tabular{now: time.Now()}
+	requestFields(w, request(func(r *api.Request) {
+		r.Reason = "x\x1b[1A\x1b[2Kmay  GET /accounts/1\nmay           GET /accounts/1"
+	}))
+	w.flush()
+	out := w.out.String()
+	if strings.Contains(out, "\x1b") {
+		t.Errorf("an escape reached the terminal: %q", out)
+	}
+	for line := range strings.Lines(out) {
+		if strings.HasPrefix(line, "may ") && !strings.Contains(line, "GET /accounts/**") {
+			t.Errorf("the reason forged a field: %q", line)
+		}
+	}
+}
+
+func TestColumns(t *testing.T) {
+	w := &tabular{color: true}
+	w.row("ID", "STATE", "WHO")
+	w.row("1", "pending", "")
+	w.row("22", "active", "álice")
+	w.line("more")
+	w.row("a", "b")
+	w.flush()
+	want := "ID  STATE    WHO\n1   \x1b[33mpending\x1b[0m\n22  \x1b[32mactive\x1b[0m   álice\nmore\na  b\n"
+	if diff := cmp.Diff(want, w.out.String()); diff != "" {
+		t.Errorf("columns (-want +got):\n%s", diff)
+	}
+}
+
+func TestDistance(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "in 0s", 59 * time.Second: "in 59s", 4 * time.Minute: "in 4m", 4*time.Minute + 5*time.Second: "in 4m5s",
+		-time.Hour: "1h0m ago", 72 * time.Hour: "in 3d",
+	} {
+		if got := distance(d); got != want {
+			t.Errorf("distance(%v) = %q, want %q", d, got, want)
+		}
+	}
+}
+
+func TestExitStatus(t *testing.T) {
+	problem := func(code api.Code) error { return fmt.Errorf("call: %w", api.NewProblem(code, "", "")) }
+	tests := []struct {
+		err  error
+		want int
+	}{
+		{nil, exitOK},
+		{errors.New("x"), exitError},
+		{usagef("x"), exitUsage},
+		{fmt.Errorf("wrapped: %w", deniedf("x")), exitDenied},
+		{pendingf("x"), exitPending},
+		{unauthenticatedf("x"), exitUnauthenticated},
+		{problem(api.CodeDenied), exitDenied},
+		{problem(api.CodeUnauthorized), exitUnauthenticated},
+		{fmt.Errorf("call: %w", api.ErrUnauthenticated), exitUnauthenticated},
+		{problem(api.CodeStale), exitError},
+		{problem(api.CodeNoLeader), exitError},
+		{fmt.Errorf("wait: %w", context.DeadlineExceeded), exitPending},
+	}
+	for _, tt := range tests {
+		if got := exitStatus(tt.err); got != tt.want {
+			t.Errorf("exitStatus(%v) = %d, want %d", tt.err, got, tt.want)
+		}
+	}
+}

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/hallpass/hallpass/approval/api"
+)
+
+// requestFields writes all of a request. An approver signs its hash, so nothing is left out.
+func requestFields(w *tabular, r api.Request) {
+	w.field("request", r.ID)
+	w.field("state", r.State)
+	w.field("subject", r.Subject)
+	if r.Requester != r.Subject {
+		w.field("asked by", r.Requester)
+	}
+	w.field("person", r.RequesterPerson)
+	w.field("service", r.Service)
+	w.field("may", strings.Join(r.Permissions, "\n"))
+	if r.Start != nil {
+		w.field("for", fmt.Sprintf("%s from %s", r.Duration, w.when(*r.Start)))
+	} else {
+		w.field("for", r.Duration.String()+" from approval")
+	}
+	w.field("reason", r.Reason)
+	w.field("key", r.CSRKey)
+	w.field("rules", strings.Join(r.Rules, ", "))
+	w.field("needs", strings.Join(needs(r.Require), "\n"))
+	w.field("certificates", "live "+r.CertificateTTL.String())
+	w.field("asked", w.when(r.CreatedAt))
+	if r.State == api.RequestPending {
+		w.field("lapses", w.when(r.ExpiresAt))
+	}
+	if len(r.Revisions) > 1 {
+		first := r.Revisions[0]
+		w.field("narrowed from", strings.Join(first.Permissions, "\n"), "for "+first.Duration.String())
+	}
+	w.field("hash", r.Hash)
+	for _, d := range r.Decisions {
+		w.field("decision", decisionLine(w, d))
+	}
+	if g := r.Grant; g != nil {
+		w.field("grant", g.State)
+		w.field("from", w.when(g.NotBefore))
+		w.field("until", w.when(g.ExpiresAt))
+		w.field("name", g.SPIFFEID)
+	} else if r.EndedAt != nil {
+		w.field("ended", strings.TrimSpace(w.when(*r.EndedAt)+" "+r.EndedBy))
+	}
+}
+
+func decisionLine(w *tabular, d api.Decision) string {
+	text := fmt.Sprintf("%s by %s as %s, %s", d.Decision, d.Person, d.Identity, w.when(d.At))
+	if d.Void {
+		text += ", no longer counts"
+	}
+	if d.Comment != "" {
+		text += ": " + d.Comment
+	}
+	return text
+}
+
+func grantFields(w *tabular, g api.Grant) {
+	w.field("grant", g.ID)
+	w.field("state", g.State)
+	w.field("subject", g.Subject)
+	if g.Requester != g.Subject {
+		w.field("asked by", g.Requester)
+	}
+	w.field("service", g.Service)
+	w.field("may", strings.Join(g.Permissions, "\n"))
+	w.field("from", w.when(g.NotBefore))
+	w.field("until", w.when(g.ExpiresAt))
+	w.field("name", g.SPIFFEID)
+	if g.Revoked != nil {
+		w.field("revoked", fmt.Sprintf("%s by %s: %s", w.when(g.Revoked.At), g.Revoked.By, g.Revoked.Reason))
+	}
+	for _, i := range g.Issuances {
+		w.field("certificate", fmt.Sprintf("%s until %s", i.Serial, w.when(i.NotAfter)))
+	}
+}
+
+func changeFields(w *tabular, c api.Change) {
+	w.field("change", c.ID)
+	w.field("state", c.State)
+	w.field("author", fmt.Sprintf("%s as %s", c.AuthorPerson, c.Author))
+	specFields(w, c.Change)
+	w.field("written against", fmt.Sprintf("revision %d", c.BaseRevision))
+	w.field("approvals", fmt.Sprintf("%d of %d admins other than the author", c.Approvals, c.Needed))
+	w.field("proposed", w.when(c.CreatedAt))
+	if c.State == api.ChangePending {
+		w.field("lapses", w.when(c.ExpiresAt))
+	}
+	w.field("hash", c.Hash)
+	for _, d := range c.Decisions {
+		w.field("decision", decisionLine(w, d))
+	}
+	if c.EndedAt != nil {
+		w.field("ended", strings.TrimSpace(w.when(*c.EndedAt)+" "+c.EndedBy))
+	}
+	if c.Change.YAML != "" {
+		w.line("")
+		for line := range strings.Lines(c.Change.YAML) {
+			w.line("  %s", strings.TrimRight(line, "\n"))
+		}
+	}
+}
+
+// specFields says what a change would do.
+func specFields(w *tabular, s api.ChangeSpec) {
+	w.field("would", s.Kind)
+	w.field("name", s.Name)
+	w.field("subject", s.Subject)
+	switch s.Kind {
+	case api.ChangeGroupSet:
+		w.field("members", listed(s.Members))
+	case api.ChangePersonSet:
+		w.field("ids", listed(s.IDs))
+		w.field("answers for", listed(s.Owns))
+	case api.ChangePolicySet:
+		w.field("policy", fmt.Sprintf("%d lines, below", strings.Count(s.YAML, "\n")))
+	}
+}
+
+// listed is one entry a line; an empty list is said, not left out: `group set x` with no member
+// empties the group.
+func listed(items []string) string {
+	if len(items) == 0 {
+		return "nobody"
+	}
+	return strings.Join(items, "\n")
+}
+
+// needs says what each group still has to do: "payments-owners (1 of 2)".
+func needs(require []api.Requirement) []string {
+	texts := make([]string, 0, len(require))
+	for _, r := range require {
+		texts = append(texts, fmt.Sprintf("%s (%d of %d)", r.Group, r.Given, r.Approvals))
+	}
+	slices.Sort(texts)
+	return texts
+}
+
+// brief is the first permission and how many more there are.
+func brief(permissions []string) string {
+	switch len(permissions) {
+	case 0:
+		return ""
+	case 1:
+		return permissions[0]
+	default:
+		return fmt.Sprintf("%s +%d", permissions[0], len(permissions)-1)
+	}
+}
+
+// more says that a list has another page.
+func more(w *tabular, next string) {
+	if next != "" {
+		w.line("there are more: --all, or a larger --limit")
+	}
+}
