@@ -162,7 +162,7 @@ type cluster struct {
 	cfg    func(*Config)
 	logs   *logBuffer
 	mu     sync.Mutex
-	people map[string]*api.Client
+	people map[string]*api.Client // guarded by mu, as nodes is
 	nodes  map[string]*running
 }
 
@@ -363,6 +363,8 @@ func (r *running) url() string { return "https://" + r.api.Addr().String() }
 // as is a client of the given path, such as user/alice, at the whole cluster.
 func (c *cluster) as(path string) *api.Client {
 	c.t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if cl := c.people[path]; cl != nil {
 		return cl
 	}
