@@ -166,7 +166,7 @@ func (b backend) CreateRequest(ctx context.Context, call api.Call, in api.Reques
 		if !o.Allowed {
 			// Refused before the commit: whoever asks for what no rule gives must
 			// not make the log grow.
-			return api.NewProblem(api.CodeDenied, o.Reason, "see which rule would decide, with dry_run")
+			return api.NewProblem(api.CodeDenied, o.Reason, "see which rule would decide: ask the same with dry_run (hallpass request create --dry-run)")
 		}
 		res, err = b.propose(ctx, call, approval.CreateRequest{
 			ID: id.String(), Subject: a.subject.String(), Service: in.Service, Permissions: a.scope.Texts(),
