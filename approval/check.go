@@ -191,3 +191,6 @@ func (readOnly) Put(_, _ []byte) {}
 
 // Delete implements Tx.
 func (readOnly) Delete(_ []byte) {}
+
+// Append implements Tx.
+func (readOnly) Append(_ []byte) {}

@@ -9,9 +9,10 @@ import (
 // draft is a Tx over another that keeps what is written to itself, so that a
 // command which is refused halfway has written nothing.
 type draft struct {
-	base   Tx
-	writes map[string][]byte // nil: deleted
-	err    error             // the first record that could not be encoded
+	base    Tx
+	writes  map[string][]byte // nil: deleted
+	records [][]byte          // appended
+	err     error             // the first object that could not be encoded
 
 	// inBase is true while the base is at work: a panic then is a broken disk,
 	// not a broken command.
@@ -41,6 +42,9 @@ func (d *draft) Put(key, value []byte) {
 
 // Delete implements Tx.
 func (d *draft) Delete(key []byte) { d.writes[string(key)] = nil }
+
+// Append implements Tx.
+func (d *draft) Append(record []byte) { d.records = append(d.records, record) }
 
 // Scan implements Reader. It shows what was written before the scan began.
 func (d *draft) Scan(prefix, from []byte, fn func(k, v []byte) bool) {
@@ -78,7 +82,8 @@ func (d *draft) Scan(prefix, from []byte, fn func(k, v []byte) bool) {
 	show(nil)
 }
 
-// commit writes everything to the base, in the order of the keys.
+// commit writes everything to the base, in the order of the keys, then the
+// records.
 func (d *draft) commit() {
 	keys := make([]string, 0, len(d.writes))
 	for k := range d.writes {
@@ -91,6 +96,9 @@ func (d *draft) commit() {
 		} else {
 			d.base.Delete([]byte(k))
 		}
+	}
+	for _, record := range d.records {
+		d.base.Append(record)
 	}
 }
 

@@ -34,12 +34,16 @@ func TestDraftIsATx(t *testing.T) {
 		}
 		for range rapid.IntRange(0, 20).Draw(t, "steps") {
 			k, v := key.Draw(t, "key"), rapid.String().Draw(t, "value")
-			if rapid.Bool().Draw(t, "put") {
-				d.Put([]byte(k), []byte(v))
-				plain.Put([]byte(k), []byte(v))
-			} else {
+			switch rapid.IntRange(0, 3).Draw(t, "write") {
+			case 0:
 				d.Delete([]byte(k))
 				plain.Delete([]byte(k))
+			case 1:
+				d.Append([]byte(v))
+				plain.Append([]byte(v))
+			default:
+				d.Put([]byte(k), []byte(v))
+				plain.Put([]byte(k), []byte(v))
 			}
 			prefix, from := rapid.StringMatching(`[ab]{0,2}`).Draw(t, "prefix"), rapid.StringMatching(`[ab]{0,3}`).Draw(t, "from")
 			limit := rapid.IntRange(1, 5).Draw(t, "limit")

@@ -207,16 +207,16 @@ func TestInvariant11_EveryChangeHasOneAuditLeaf(t *testing.T) {
 		t.Fatalf("%d leaves, want %d", got, len(want))
 	}
 	for i, kind := range want {
-		e, err := Read(w.a).AuditEntry(int64(i))
+		e, err := w.leaf(i)
 		if err != nil || e.Kind != kind || e.Node != "n1" {
 			t.Errorf("leaf %d: %+v, %v; want %s", i, e, err, kind)
 		}
 	}
-	e, err := Read(w.a).AuditEntry(3)
+	e, err := w.leaf(3)
 	if err != nil || e.Actor != spiffe("alice") || e.Object != id || !strings.Contains(string(e.Details), issue.TBSHash) {
 		t.Errorf("the leaf of the certificate: %+v, %v", e, err)
 	}
-	if e, err = Read(w.a).AuditEntry(4); err != nil || !strings.Contains(string(e.Details), id) {
+	if e, err = w.leaf(4); err != nil || !strings.Contains(string(e.Details), id) {
 		t.Errorf("the leaf of the block does not name the grant that it ended: %s, %v", e.Details, err)
 	}
 }

@@ -35,7 +35,9 @@ import (
 //	k/HASH                   results kept for idempotency  (kept)
 //	kd/<ms> KIND HASH        when they are dropped
 //	d/<ms> KIND ID           what is due, and when
-//	ab/<n> ah/<n>            audit bodies and tree hashes, n in 8 big-endian bytes
+//	ah/<n>                   tree hashes of the audit log, n in 8 big-endian bytes
+//
+// The bodies of the audit log are records beside the state: see Tx.Append.
 const (
 	keyMeta           = "m"
 	keyPolicy         = "y"
@@ -60,7 +62,6 @@ const (
 	prefixDue         = "d/"
 	prefixPendingReq  = "rp/"
 	prefixPendingChg  = "cp/"
-	prefixAuditBody   = "ab/"
 	prefixAuditHash   = "ah/"
 	prefixRequestList = "r"
 	prefixGrantList   = "t"
@@ -140,8 +141,8 @@ func pairPrefix(prefix, first string) []byte {
 	return append(k, 0)
 }
 
-func numberKey(prefix string, n uint64) []byte {
-	return binary.BigEndian.AppendUint64([]byte(prefix), n)
+func hashKey(n uint64) []byte {
+	return binary.BigEndian.AppendUint64([]byte(prefixAuditHash), n)
 }
 
 // dueAt is the key that says what is due at a moment.

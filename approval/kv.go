@@ -18,4 +18,7 @@ type Tx interface {
 	Reader
 	Put(key, value []byte)
 	Delete(key []byte)
+	// Append adds a record to those kept beside the state: the body of an audit
+	// leaf, whose hash is in the state. Nothing here reads records back.
+	Append(record []byte)
 }

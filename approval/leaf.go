@@ -20,10 +20,11 @@ func (s leafStore) GetHash(index int64) (tlog.Hash, bool) { return Read(s.draft)
 
 // PutHash implements audit.HashStore.
 func (s leafStore) PutHash(index int64, h tlog.Hash) {
-	s.Put(numberKey(prefixAuditHash, uint64(index)), h[:])
+	s.Put(hashKey(uint64(index)), h[:])
 }
 
-// appendLeaf writes the one audit leaf of the command.
+// appendLeaf writes the one audit leaf of the command: its hash into the state,
+// its body beside it.
 func (t *turn) appendLeaf() error {
 	details, err := json.Marshal(t.details)
 	if err != nil {
@@ -41,7 +42,7 @@ func (t *turn) appendLeaf() error {
 	if err != nil {
 		return fmt.Errorf("approval: audit leaf: %w", err)
 	}
-	t.Put(numberKey(prefixAuditBody, t.m.AuditSize), body)
+	t.Append(body)
 	t.m.AuditSize = uint64(size)
 	return nil
 }

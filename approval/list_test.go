@@ -105,7 +105,7 @@ func TestQueries(t *testing.T) {
 	}
 	for what, err := range map[string]error{
 		"request": second(s.Request("x")), "grant": second(s.Grant("")), "change": second(s.Change(grants[0].ID)),
-		"issuer": second(s.Issuer("x")), "node": second(s.Node("n9")), "certificate": second(s.Issue("0")), "entry": second(s.AuditEntry(999)),
+		"issuer": second(s.Issuer("x")), "node": second(s.Node("n9")), "certificate": second(s.Issue("0")),
 		"no cluster": second(Read(newMemory()).Cluster()), "no feed": second(Read(newMemory()).Feed()), "no policy": second(Read(newMemory()).Policy()),
 	} {
 		if !errors.Is(err, ErrNotFound) {

@@ -1,15 +1,12 @@
 package approval
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/mod/sumdb/tlog"
-
-	"github.com/hallpass/hallpass/audit"
 )
 
 // State answers questions about the state as a Reader shows it. It is as short
@@ -173,8 +170,8 @@ func (s State) Issuances(grantID string) ([]Issue, error) {
 	return all, nil
 }
 
-// AuditSize returns the number of leaves of the audit log; 0 before the
-// bootstrap.
+// AuditSize returns the number of leaves of the audit log, whose bodies are as
+// many records; 0 before the bootstrap.
 func (s State) AuditSize() (int64, error) {
 	m, err := s.meta()
 	if errors.Is(err, ErrNotFound) {
@@ -183,30 +180,12 @@ func (s State) AuditSize() (int64, error) {
 	return int64(m.AuditSize), err
 }
 
-// AuditBody returns the canonical body of leaf number index, nil when there is
-// none.
-func (s State) AuditBody(index int64) []byte {
-	if index < 0 {
-		return nil
-	}
-	return bytes.Clone(s.r.Get(numberKey(prefixAuditBody, uint64(index))))
-}
-
-// AuditEntry returns leaf number index, or ErrNotFound.
-func (s State) AuditEntry(index int64) (audit.Entry, error) {
-	body := s.AuditBody(index)
-	if body == nil {
-		return audit.Entry{}, &Error{Code: CodeNotFound, Detail: fmt.Sprintf("the audit log has no entry %d", index)}
-	}
-	return audit.ParseEntry(body)
-}
-
 // GetHash implements audit.HashReader.
 func (s State) GetHash(index int64) (tlog.Hash, bool) {
 	if index < 0 {
 		return tlog.Hash{}, false
 	}
-	data := s.r.Get(numberKey(prefixAuditHash, uint64(index)))
+	data := s.r.Get(hashKey(uint64(index)))
 	if len(data) != tlog.HashSize {
 		return tlog.Hash{}, false
 	}

@@ -13,6 +13,7 @@ import (
 type memory struct {
 	all           map[string]string
 	sorted        []string
+	records       []string
 	reads, writes int
 }
 
@@ -57,16 +58,43 @@ func (m *memory) Delete(key []byte) {
 	delete(m.all, string(key))
 }
 
-func (m *memory) clone() *memory {
-	return &memory{all: maps.Clone(m.all), sorted: slices.Clone(m.sorted)}
+func (m *memory) Append(record []byte) {
+	m.writes++
+	m.records = append(m.records, string(record))
 }
 
-// fingerprint is a hash over all keys and values in order.
+// body returns the body of an audit leaf.
+func (m *memory) body(index int64) ([]byte, error) {
+	if index < 0 || index >= int64(len(m.records)) {
+		return nil, fmt.Errorf("there are %d records", len(m.records))
+	}
+	return []byte(m.records[index]), nil
+}
+
+// check returns what is wrong with the state or its records.
+func (m *memory) check() error {
+	if err := CheckInvariants(m); err != nil {
+		return err
+	}
+	if size, err := Read(m).AuditSize(); err != nil || size != int64(len(m.records)) {
+		return fmt.Errorf("%w: %d records, %d audit leaves, %w", ErrInvariant, len(m.records), size, err)
+	}
+	return CheckAudit(m, m.body)
+}
+
+func (m *memory) clone() *memory {
+	return &memory{all: maps.Clone(m.all), sorted: slices.Clone(m.sorted), records: slices.Clone(m.records)}
+}
+
+// fingerprint is a hash over all keys and values in order, and the records.
 func (m *memory) fingerprint() string {
 	var b bytes.Buffer
 	m.Scan(nil, nil, func(k, v []byte) bool {
 		fmt.Fprintf(&b, "%d:%s%d:%s", len(k), k, len(v), v)
 		return true
 	})
+	for _, r := range m.records {
+		fmt.Fprintf(&b, "%d=%s", len(r), r)
+	}
 	return sha256Hex(b.Bytes())
 }

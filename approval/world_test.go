@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"github.com/hallpass/hallpass/audit"
 	"github.com/hallpass/hallpass/grant"
 )
 
@@ -225,10 +226,19 @@ func (w *world) applyBytes(data []byte) Result {
 	if got := w.leaves(); result.Err != nil || got != size+1 {
 		w.tb.Fatalf("%d audit leaves after a change, there were %d: %+v", got, size, result)
 	}
-	if err := CheckInvariants(w.a); err != nil {
+	if err := w.a.check(); err != nil {
 		w.tb.Fatalf("after command %d:\n%v", w.index, err)
 	}
 	return result
+}
+
+// leaf is one audit entry.
+func (w *world) leaf(index int) (audit.Entry, error) {
+	body, err := w.a.body(int64(index))
+	if err != nil {
+		return audit.Entry{}, err
+	}
+	return audit.ParseEntry(body)
 }
 
 func (w *world) leaves() int64 {

@@ -11,9 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hallpass/hallpass/approval"
 	"github.com/hallpass/hallpass/approval/api"
-	"github.com/hallpass/hallpass/raftstore"
 )
 
 // raw is an HTTP client of the given path that does nothing by itself.
@@ -165,14 +163,12 @@ func TestFollowersForward(t *testing.T) {
 	must(t, err)
 	leader := c.leader()
 	var entry struct{ Actor, Node, Kind, Object string }
-	must(t, leader.Store().View(func(v raftstore.Reader, _ uint64) error {
-		s := approval.Read(v)
-		size, err := s.AuditSize()
-		if err != nil {
-			return err
-		}
-		return json.Unmarshal(s.AuditBody(size-1), &entry)
+	var last []byte
+	must(t, leader.Store().ReadRecords(0, func(_ uint64, body []byte) bool {
+		last = append(last[:0], body...)
+		return true
 	}))
+	must(t, json.Unmarshal(last, &entry))
 	if entry.Actor != "spiffe://acme.test/user/alice" || entry.Node != follower.ID() || entry.Object != r.ID {
 		t.Errorf("the leaf says %+v, the call came by %s", entry, follower.ID())
 	}

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -28,27 +29,53 @@ func (b backend) AuditEntries(ctx context.Context, call api.Call, from uint64, l
 		limit = defaultEntries
 	}
 	out.Entries = []json.RawMessage{}
-	err = b.viewAsPerson(ctx, call, func(s approval.State) error {
-		size, err := auditSize(s)
-		if err != nil {
-			return err
-		}
-		out.Size = size
-		at, total := from, 0
-		for ; at < size && len(out.Entries) < min(limit, maxEntries) && total < maxEntryBytes; at++ {
-			body := s.AuditBody(int64(at)) // below size, so below MaxSize
-			if body == nil {
-				return fmt.Errorf("audit entry %d is missing", at)
-			}
-			out.Entries = append(out.Entries, body)
-			total += len(body)
-		}
-		if at < size {
-			out.Next = at
-		}
-		return nil
+	if err = b.viewAsPerson(ctx, call, func(s approval.State) (err error) {
+		out.Size, err = auditSize(s)
+		return err
+	}); err != nil {
+		return out, err
+	}
+	at, total := from, 0
+	err = b.bodies(from, out.Size, func(_ uint64, body []byte) bool {
+		out.Entries = append(out.Entries, bytes.Clone(body))
+		total += len(body)
+		at++
+		return len(out.Entries) < min(limit, maxEntries) && total < maxEntryBytes
 	})
+	if at < out.Size {
+		out.Next = at
+	}
 	return out, err
+}
+
+// bodies calls fn with the audit entries of these numbers, in order, until it
+// returns false.
+func (n *node) bodies(from, to uint64, fn func(index uint64, body []byte) bool) error {
+	next, more := from, from < to
+	if !more {
+		return nil
+	}
+	err := n.store.ReadRecords(from, func(at uint64, body []byte) bool {
+		if at != next {
+			return false
+		}
+		next++
+		more = fn(at, body) && next < to
+		return more
+	})
+	if err == nil && more {
+		err = fmt.Errorf("audit entry %d is missing", next)
+	}
+	return storeProblem(err)
+}
+
+// body returns one audit entry.
+func (n *node) body(index uint64) (body []byte, err error) {
+	err = n.bodies(index, index+1, func(_ uint64, b []byte) bool {
+		body = bytes.Clone(b)
+		return false
+	})
+	return body, err
 }
 
 func auditSize(s approval.State) (uint64, error) {
@@ -139,11 +166,14 @@ func (b backend) InclusionProof(ctx context.Context, call api.Call, index, size 
 		if err != nil {
 			return err
 		}
-		out = api.InclusionProof{
-			Index: index, Size: uint64(over), LeafHash: hash64(audit.LeafHash(s.AuditBody(int64(index)))), Hashes: mapped(proof, hash64),
-		}
+		out = api.InclusionProof{Index: index, Size: uint64(over), Hashes: mapped(proof, hash64)}
 		return nil
 	})
+	if err != nil {
+		return out, err
+	}
+	leaf, err := b.body(index)
+	out.LeafHash = hash64(audit.LeafHash(leaf))
 	return out, err
 }
 

@@ -40,10 +40,8 @@ func (b backend) Events(ctx context.Context, call api.Call, after uint64, wait t
 	last = after
 	for {
 		seen := b.store.Index()
-		if err := b.local(func(s approval.State) (err error) {
-			events, last, err = eventsAfter(s, call, last)
-			return err
-		}); err != nil || len(events) > 0 {
+		var err error
+		if events, last, err = b.eventsAfter(ctx, call, last); err != nil || len(events) > 0 {
 			return events, last, err
 		}
 		if _, err := b.store.Wait(ctx, seen); err != nil {
@@ -60,30 +58,59 @@ func (b backend) Events(ctx context.Context, call api.Call, after uint64, wait t
 
 // eventsAfter reads the entries after the given one, up to a batch that holds
 // something for the caller or the end of the log.
-func eventsAfter(s approval.State, call api.Call, after uint64) (events []api.Event, last uint64, err error) {
-	size, err := auditSize(s)
-	if err != nil || after >= size {
-		return nil, after, err
-	}
-	e, err := eyesOf(s, call.Caller.ID)
-	if err != nil {
-		return nil, after, err
-	}
-	for at := after; at < size; at++ {
-		if at >= after+eventBatch && len(events) > 0 {
-			return events, at, nil
+func (b backend) eventsAfter(ctx context.Context, call api.Call, after uint64) (events []api.Event, last uint64, err error) {
+	for len(events) == 0 && ctx.Err() == nil {
+		var size uint64
+		if err := b.local(func(s approval.State) (err error) {
+			size, err = auditSize(s)
+			return err
+		}); err != nil || after >= size {
+			return nil, after, err
 		}
+		entries, err := b.entries(after, min(size, after+eventBatch))
+		if err != nil {
+			return nil, after, err
+		}
+		if events, err = b.visible(call, entries); err != nil {
+			return nil, after, err
+		}
+		after += uint64(len(entries))
+	}
+	return events, after, nil
+}
+
+// entries reads the entries of these numbers.
+func (n *node) entries(from, to uint64) (entries []entry, err error) {
+	var bad error
+	err = n.bodies(from, to, func(at uint64, body []byte) bool {
 		var en entry
-		if err := json.Unmarshal(s.AuditBody(int64(at)), &en); err != nil {
-			return nil, after, fmt.Errorf("audit entry %d: %w", at, err)
+		if err := json.Unmarshal(body, &en); err != nil {
+			bad = fmt.Errorf("audit entry %d: %w", at, err)
+			return false
 		}
-		if e.seesEvent(s, en) {
-			events = append(events, api.Event{
-				ID: at + 1, Kind: en.Kind, Time: en.Time, Actor: en.Actor, Object: en.Object, Details: en.Details,
-			})
+		entries = append(entries, en)
+		return true
+	})
+	return entries, errors.Join(bad, err)
+}
+
+// visible makes events of the entries that the caller may see.
+func (n *node) visible(call api.Call, entries []entry) (events []api.Event, err error) {
+	err = n.local(func(s approval.State) error {
+		e, err := eyesOf(s, call.Caller.ID)
+		if err != nil {
+			return err
 		}
-	}
-	return events, size, nil
+		for _, en := range entries {
+			if e.seesEvent(s, en) {
+				events = append(events, api.Event{
+					ID: en.Index + 1, Kind: en.Kind, Time: en.Time, Actor: en.Actor, Object: en.Object, Details: en.Details,
+				})
+			}
+		}
+		return nil
+	})
+	return events, err
 }
 
 // seesEvent reports whether an event is the caller's to see: persons read the

@@ -64,7 +64,7 @@ func (f *fsm) apply(logs []*raft.Log, outcomes []any) (err error) {
 				return err
 			}
 			reached = at
-			t := &boltTx{bucket: tx.Bucket([]byte(bucketState))}
+			t := newBoltTx(tx)
 			for i, l := range logs {
 				outcomes[i] = outcome{}
 				if l.Index <= at.index {

@@ -12,10 +12,15 @@ type Reader interface {
 
 // Tx reads and writes the state one command sees. Keys are 1 to 32,768 bytes. A Scan sees what was written before each
 // step, also by its own fn.
+//
+// Append adds a record to the records, a list beside the state that only grows: the first has number 0. What is appended
+// is part of the command's outcome, the same on every node, but a Machine cannot read it back: a node that was sent a
+// snapshot has the state at once and the records before it later. [Store.ReadRecords] reads them.
 type Tx interface {
 	Reader
 	Put(key, value []byte)
 	Delete(key []byte)
+	Append(record []byte)
 }
 
 // Machine is what every node runs on the same commands in the same order.

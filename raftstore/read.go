@@ -14,6 +14,12 @@ func (s *Store) View(fn func(r Reader, index uint64) error) error {
 	return s.state.view(func(r Reader, at position) error { return fn(r, at.index) })
 }
 
+// ReadRecords calls fn with the records from the one of that number on, in order, until fn returns false or there are no
+// more here. fn MUST NOT keep a record, and MUST NOT call Propose or Snapshot.
+func (s *Store) ReadRecords(from uint64, fn func(number uint64, record []byte) bool) error {
+	return s.state.readRecords(from, fn)
+}
+
 // Index is the index of the last entry applied here.
 func (s *Store) Index() uint64 {
 	index, _ := s.applied.get()

@@ -41,7 +41,7 @@ type stateSnapshot struct {
 }
 
 func (s *stateSnapshot) Persist(sink raft.SnapshotSink) error {
-	sum := hashState(&boltTx{bucket: s.tx.Bucket([]byte(bucketState))})
+	sum := hashState(newBoltTx(s.tx))
 	crc := newCRC()
 	w := io.MultiWriter(sink, crc)
 	head := []byte(snapshotMagic)
@@ -132,15 +132,16 @@ func checkStateFile(path string, info snapshotInfo) (err error) {
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 	return db.View(func(tx *bbolt.Tx) error {
-		bucket := tx.Bucket([]byte(bucketState))
-		if bucket == nil || tx.Bucket([]byte(bucketMeta)) == nil {
-			return fmt.Errorf("%w: it holds no state", ErrDamagedSnapshot)
+		for _, name := range []string{bucketState, bucketRecords, bucketMeta} {
+			if tx.Bucket([]byte(name)) == nil {
+				return fmt.Errorf("%w: it holds no %s", ErrDamagedSnapshot, name)
+			}
 		}
 		at, err := readPosition(tx)
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrDamagedSnapshot, err)
 		}
-		if sum := hashState(&boltTx{bucket: bucket}); at != info.at || sum != info.sum {
+		if sum := hashState(newBoltTx(tx)); at != info.at || sum != info.sum {
 			return fmt.Errorf("%w: its state is not the one it names", ErrDamagedSnapshot)
 		}
 		return nil

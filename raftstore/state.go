@@ -14,11 +14,12 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// The state file has two buckets: what the Machine wrote, and where in the log that stands.
+// The state file has three buckets: what the Machine wrote, the records it appended, and where in the log that stands.
 const (
-	bucketState = "state"
-	bucketMeta  = "meta"
-	keyPosition = "position"
+	bucketState   = "state"
+	bucketRecords = "records"
+	bucketMeta    = "meta"
+	keyPosition   = "position"
 
 	// A read transaction holds the memory map; growing the map waits for it. With this much reserved address space a
 	// snapshot being written never stops Apply before the state is this large.
@@ -63,11 +64,12 @@ func openStateFile(path string, maxSize int) (*bbolt.DB, error) {
 		return nil, fmt.Errorf("open state file: %w", err)
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		if _, err := tx.CreateBucketIfNotExists([]byte(bucketState)); err != nil {
-			return err
+		for _, name := range []string{bucketState, bucketRecords, bucketMeta} {
+			if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
+				return err
+			}
 		}
-		_, err := tx.CreateBucketIfNotExists([]byte(bucketMeta))
-		return err
+		return nil
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("prepare state file: %w", err), db.Close())
@@ -92,7 +94,18 @@ func (s *state) view(fn func(r Reader, at position) error) error {
 			if err != nil {
 				return err
 			}
-			return fn(&boltTx{bucket: tx.Bucket([]byte(bucketState))}, at)
+			return fn(newBoltTx(tx), at)
+		})
+	})
+}
+
+func (s *state) readRecords(from uint64, fn func(number uint64, record []byte) bool) error {
+	return s.use(func(db *bbolt.DB) error {
+		return db.View(func(tx *bbolt.Tx) error {
+			c := tx.Bucket([]byte(bucketRecords)).Cursor()
+			for k, v := c.Seek(recordKey(from)); k != nil && fn(binary.BigEndian.Uint64(k), v); k, v = c.Next() {
+			}
+			return nil
 		})
 	})
 }
@@ -189,9 +202,14 @@ func writePosition(tx *bbolt.Tx, at position) error {
 
 // boltTx is the Reader and the Tx over one bbolt transaction.
 type boltTx struct {
-	bucket *bbolt.Bucket
-	writes int   // how many, so that a Scan notices writes of its own fn
-	err    error // the first write that failed; the transaction MUST NOT be committed then
+	bucket  *bbolt.Bucket
+	records *bbolt.Bucket
+	writes  int   // how many, so that a Scan notices writes of its own fn
+	err     error // the first write that failed; the transaction MUST NOT be committed then
+}
+
+func newBoltTx(tx *bbolt.Tx) *boltTx {
+	return &boltTx{bucket: tx.Bucket([]byte(bucketState)), records: tx.Bucket([]byte(bucketRecords))}
 }
 
 func (t *boltTx) Get(key []byte) []byte {
@@ -237,6 +255,14 @@ func (t *boltTx) Delete(key []byte) {
 	t.writes++
 	t.note(t.bucket.Delete(key))
 }
+
+func (t *boltTx) Append(record []byte) {
+	next, err := t.records.NextSequence() // the first is 1
+	t.note(err)
+	t.note(t.records.Put(recordKey(next-1), bytes.Clone(record)))
+}
+
+func recordKey(number uint64) []byte { return binary.BigEndian.AppendUint64(nil, number) }
 
 func (t *boltTx) note(err error) {
 	if t.err == nil {

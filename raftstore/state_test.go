@@ -34,7 +34,7 @@ func newTestState(t *testing.T) *state {
 func (s *state) write(at position, fn func(tx *boltTx)) error {
 	return s.use(func(db *bbolt.DB) error {
 		return db.Update(func(tx *bbolt.Tx) error {
-			b := &boltTx{bucket: tx.Bucket([]byte(bucketState))}
+			b := newBoltTx(tx)
 			fn(b)
 			return errors.Join(b.err, writePosition(tx, at))
 		})

@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -38,6 +39,9 @@ func (e *Env) CheckInvariants() error {
 			continue
 		}
 		if err := srv.Store().View(func(r raftstore.Reader, index uint64) error {
+			if err := approval.CheckAudit(r, body(srv.Store())); err != nil {
+				return err
+			}
 			if index < target {
 				return checkNode(r, nil, heads) // it may not have heard of the last certificates
 			}
@@ -68,6 +72,17 @@ func (e *Env) catchUp() (target uint64) {
 		}
 	}
 	return target
+}
+
+// body reads audit entries from a node's store.
+func body(store *raftstore.Store) func(index int64) ([]byte, error) {
+	return func(index int64) (body []byte, err error) {
+		err = store.ReadRecords(uint64(index), func(_ uint64, record []byte) bool {
+			body = bytes.Clone(record)
+			return false
+		})
+		return body, err
+	}
 }
 
 func checkNode(r approval.Reader, certs []handed, heads map[int64]string) error {
