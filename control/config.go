@@ -59,6 +59,12 @@ type Limits struct {
 	Propose   time.Duration // for a command to commit: 5 s
 	Heartbeat time.Duration // between heartbeats of a silent stream: 5 s
 	Tick      time.Duration // between looks at what is due, and quorum checks: 1 s
+
+	Connections          int // to the API: 8192
+	Handshakes           int // connections on which no request has come yet: 1024
+	HandshakesPerAddress int // the same, of one IPv4 address or IPv6 /64: 256
+	ConnectionsPerCaller int // of one SPIFFE ID: 1024
+	CallsPerCaller       int // of one SPIFFE ID under way at once, streams among them: 2048
 }
 
 // maxHeader is how long a request's header may be.
@@ -74,6 +80,20 @@ func (l Limits) filled() Limits {
 		{&l.Propose, 5 * time.Second},
 		{&l.Heartbeat, 5 * time.Second},
 		{&l.Tick, time.Second},
+	} {
+		if *f.field == 0 {
+			*f.field = f.value
+		}
+	}
+	for _, f := range []struct {
+		field *int
+		value int
+	}{
+		{&l.Connections, 8192},
+		{&l.Handshakes, 1024},
+		{&l.HandshakesPerAddress, 256},
+		{&l.ConnectionsPerCaller, 1024},
+		{&l.CallsPerCaller, 2048},
 	} {
 		if *f.field == 0 {
 			*f.field = f.value

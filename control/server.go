@@ -46,6 +46,7 @@ type node struct {
 	clock    clockWatch
 	heads    checkpoints
 	minted   mintCache
+	refusals rationed
 
 	// stopping ends when the node is told to stop: streams and blocking reads
 	// end with it, other calls are let finish.
@@ -105,7 +106,7 @@ func open(cfg Config) (*Server, error) {
 	if err := n.checkCluster(); err != nil {
 		return nil, errors.Join(err, n.store.Close())
 	}
-	return &Server{n: n, admin: cfg.Admin, api: newAPIListener(cfg.API), cfg: cfg}, nil
+	return &Server{n: n, admin: cfg.Admin, api: newAPIListener(cfg.API, n.limits, n.droppedConn), cfg: cfg}, nil
 }
 
 // checkCluster refuses to serve the state of another cluster.
@@ -209,6 +210,7 @@ func (n *node) publicServer(serving context.Context) *http.Server {
 		Protocols:         protocols,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 100, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
 		ErrorLog:          log.New(handshakeLog{n}, "", 0),
+		ConnState:         connState,
 		BaseContext:       func(net.Listener) context.Context { return serving },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if tc, ok := c.(*tls.Conn); ok {
@@ -221,11 +223,25 @@ func (n *node) publicServer(serving context.Context) *http.Server {
 
 // servePublic answers a call on the API's listener.
 func (n *node) servePublic(w http.ResponseWriter, r *http.Request) {
-	who := callerFrom(r.Context())
+	conn, ok := r.Context().Value(connKey).(*apiConn)
+	if !ok {
+		n.handler.Problem(w, r, errors.New("connection is not of the API listener"))
+		return
+	}
+	who := conn.getCaller()
 	if who == nil || !n.now().Before(who.notAfter) {
 		n.handler.Problem(w, r, api.NewProblem(api.CodeUnauthorized, "the identity of this connection has expired", "renew it and connect again"))
 		return
 	}
+	end, refused, never := conn.guard.begin(conn, who)
+	if refused != nil {
+		if never {
+			w.Header().Set("Connection", "close")
+		}
+		n.handler.Problem(w, r, n.counted(r.Context(), refused))
+		return
+	}
+	defer end()
 	// A caller that does not read its answer would hold it in memory. Streams
 	// set a deadline an event instead.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(api.MaxWait + 30*time.Second))

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -71,81 +70,6 @@ func (v verifier) isGrant(leaf *x509.Certificate) bool {
 		}
 	}
 	return false
-}
-
-// apiConn is a caller's connection. It is closed when the caller's certificate
-// ends.
-type apiConn struct {
-	net.Conn
-	guard *apiListener
-	close sync.Once
-	err   error
-
-	mu     sync.Mutex
-	caller *caller // guarded by mu; nil until the handshake is done
-}
-
-func (c *apiConn) setCaller(who *caller) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.caller = who
-}
-
-func (c *apiConn) getCaller() *caller {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.caller
-}
-
-// Close implements net.Conn.
-func (c *apiConn) Close() error {
-	c.close.Do(func() {
-		c.guard.forget(c)
-		c.err = c.Conn.Close()
-	})
-	return c.err
-}
-
-// apiListener makes apiConns and cuts those whose certificate has ended.
-type apiListener struct {
-	net.Listener
-	mu    sync.Mutex
-	conns map[*apiConn]struct{} // guarded by mu
-}
-
-func newAPIListener(l net.Listener) *apiListener {
-	return &apiListener{Listener: l, conns: map[*apiConn]struct{}{}}
-}
-
-// Accept implements net.Listener.
-func (l *apiListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	ac := &apiConn{Conn: c, guard: l}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.conns[ac] = struct{}{}
-	return ac, nil
-}
-
-func (l *apiListener) forget(c *apiConn) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.conns, c)
-}
-
-func (l *apiListener) expired(now time.Time) []*apiConn {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var over []*apiConn
-	for c := range l.conns {
-		if who := c.getCaller(); who != nil && !now.Before(who.notAfter) {
-			over = append(over, c)
-		}
-	}
-	return over
 }
 
 // cutExpired closes connections at the end of their certificate, until ctx
@@ -218,9 +142,13 @@ func (n *node) handshakeRefused(ctx context.Context, conn net.Conn, chain []*x50
 		}
 	}
 	n.metrics.handshakeFailed(ctx, reason)
+	more, ok := n.refusals.allow(time.Now())
+	if !ok {
+		return
+	}
 	n.log.LogAttrs(ctx, slog.LevelWarn, "handshake refused",
 		slog.String("reason", reason), slog.String("remote", conn.RemoteAddr().String()),
-		slog.String("shown", clip(shown, 256)), slog.String("error", clip(err.Error(), 512)))
+		slog.String("shown", clip(shown, 256)), slog.String("error", clip(err.Error(), 512)), slog.Int("unlogged", more))
 }
 
 func clip(s string, n int) string {
