@@ -14,6 +14,9 @@
 //	cert := env.Grant("alice", "payments", time.Minute, "GET /accounts/**")
 //	resp, err := env.HTTPClient(proxy, cert).Get(proxy.URL("/accounts/42"))
 //
+// Env.Nginx is the exception to "in one process": an upstream, or a front, that
+// is other people's program. FolderOf gives such programs a certificate as files.
+//
 // Faults are methods: Node.Kill ends a control node without a word to the
 // others, Node.Start brings it back on its old files, Proxy.Stop and
 // Proxy.Start do the same for a proxy.

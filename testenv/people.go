@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -69,6 +70,27 @@ func (e *Env) Certificate(who string) *tls.Certificate {
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, ca.FolderChain), filepath.Join(dir, ca.FolderKey))
 	e.must(err)
 	return &pair
+}
+
+// FolderOf is a folder with cert as other people's programs take it: the chain,
+// the key and the bundles of both trust domains, each a PEM file.
+func (e *Env) FolderOf(cert *tls.Certificate) string {
+	e.t.Helper()
+	key, ok := cert.PrivateKey.(crypto.Signer)
+	if !ok {
+		e.t.Fatalf("testenv: a private key of type %T signs nothing", cert.PrivateKey)
+	}
+	var chain []*x509.Certificate
+	for _, der := range cert.Certificate {
+		c, err := x509.ParseCertificate(der)
+		e.must(err)
+		chain = append(chain, c)
+	}
+	dir := filepath.Join(e.t.TempDir(), "identity")
+	e.must(ca.Folder{
+		Chain: chain, Key: key, IdentityRoots: e.manifest.IdentityRoots, GrantRoots: e.manifest.GrantRoots,
+	}.Write(dir))
+	return dir
 }
 
 // Client is an API client as who. Close it, or let it go.

@@ -90,6 +90,9 @@ func (p *Proxy) Stop() {
 	}
 }
 
+// Upstream is what the proxy stands in front of, as in its settings.
+func (p *Proxy) Upstream() string { return p.set.Upstream }
+
 // Address is where the proxy listens, host:port.
 func (p *Proxy) Address() string { return p.address }
 
