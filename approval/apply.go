@@ -216,6 +216,10 @@ func (t *turn) perform() (Object, error) {
 		return t.blockSubject(b)
 	case DenyIssuer:
 		return t.denyIssuer(b)
+	case InstallIssuer:
+		return t.installIssuer(b)
+	case SetRoots:
+		return t.setRoots(b)
 	case ProposeChange:
 		return t.proposeChange(b)
 	case DecideChange:

@@ -3,7 +3,6 @@ package approval
 import (
 	"crypto/ed25519"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -19,6 +18,8 @@ type bootstrapDetails struct {
 	GrantTrustDomain string   `json:"grant_trust_domain"`
 	Nodes            []Node   `json:"nodes"`
 	Issuers          []string `json:"issuers"`
+	IdentityRoots    []string `json:"identity_roots"` // hex SHA-256 of the DER
+	GrantRoots       []string `json:"grant_roots"`
 	Persons          []Person `json:"persons"`
 	Groups           []Group  `json:"groups"`
 	PolicySHA256     string   `json:"policy_sha256"`
@@ -41,11 +42,14 @@ func (t *turn) bootstrap(b Bootstrap) (Object, error) {
 	}
 	t.m = meta{
 		Cluster: b.Cluster, TrustDomain: b.TrustDomain, GrantTrustDomain: b.GrantTrustDomain,
-		Epoch: 1, PolicyRevision: 1, DirectoryRevision: 1,
+		Epoch: 1, PolicyRevision: 1, DirectoryRevision: 1, TrustRevision: 1,
 	}
 	d := bootstrapDetails{
 		Cluster: b.Cluster, TrustDomain: b.TrustDomain, GrantTrustDomain: b.GrantTrustDomain,
 		Persons: b.Persons, Groups: b.Groups, PolicySHA256: sha256Hex([]byte(b.Policy)),
+	}
+	if err := t.firstRoots(b, &d); err != nil {
+		return nil, err
 	}
 	if err := t.firstNodes(b.Nodes, &d); err != nil {
 		return nil, err
@@ -97,38 +101,18 @@ func (t *turn) firstNodes(nodes []BootstrapNode, d *bootstrapDetails) error {
 			role Role
 			der  []byte
 		}{{RoleIdentity, n.IdentityIssuer}, {RoleGrant, n.GrantIssuer}} {
-			issuer, err := t.newIssuer(n.ID, i.role, i.der)
+			issuer, err := t.checkIssuer(n.ID, i.role, i.der)
 			if err != nil {
 				return err
 			}
+			if t.has(key(prefixIssuer, issuer.ID)) {
+				return invalid("node %q: its %s issuer is another issuer too", n.ID, i.role)
+			}
+			t.save(key(prefixIssuer, issuer.ID), issuer)
 			d.Issuers = append(d.Issuers, issuer.ID)
 		}
 	}
 	return nil
-}
-
-// newIssuer makes a node's certificate authority known.
-func (t *turn) newIssuer(node string, role Role, der []byte) (Issuer, error) {
-	c, err := x509.ParseCertificate(der)
-	if err != nil {
-		return Issuer{}, invalid("node %q: the %s issuer is not a certificate", node, role)
-	}
-	if !c.BasicConstraintsValid || !c.IsCA || c.KeyUsage&x509.KeyUsageCertSign == 0 {
-		return Issuer{}, invalid("node %q: the %s issuer may not sign certificates", node, role)
-	}
-	issuer := Issuer{
-		ID: sha256Hex(der), Node: node, Role: role,
-		NotAfter: MillisOf(c.NotAfter), DER: der, Index: t.index,
-	}
-	at := key(prefixIssuer, issuer.ID)
-	if t.has(at) {
-		return Issuer{}, invalid("node %q: its %s issuer is another issuer too", node, role)
-	}
-	if issuer.NotAfter <= t.now || issuer.NotAfter > maxNow {
-		return Issuer{}, invalid("node %q: the %s issuer ended at %s", node, role, issuer.NotAfter)
-	}
-	t.save(at, issuer)
-	return issuer, nil
 }
 
 func (t *turn) firstDirectory(b Bootstrap) error {

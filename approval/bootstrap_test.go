@@ -3,6 +3,7 @@ package approval
 import (
 	"errors"
 	"testing"
+	"time"
 )
 
 // TestBootstrapRefuses spoils the first command, one thing at a time.
@@ -25,20 +26,30 @@ func TestBootstrapRefuses(t *testing.T) {
 		"no issuer":                 func(b *Bootstrap) { b.Nodes[1].GrantIssuer = nil },
 		"an issuer twice":           func(b *Bootstrap) { b.Nodes[1].GrantIssuer = b.Nodes[0].GrantIssuer },
 		"one issuer for both":       func(b *Bootstrap) { b.Nodes[1].GrantIssuer = b.Nodes[1].IdentityIssuer },
-		"an issuer that has ended":  func(b *Bootstrap) { b.Nodes[1].GrantIssuer = testIssuer("x", -1) },
-		"two admins":                func(b *Bootstrap) { b.Groups[0].Members = b.Groups[0].Members[:2] },
-		"no admins":                 func(b *Bootstrap) { b.Groups = b.Groups[1:] },
-		"no persons":                func(b *Bootstrap) { b.Persons = nil },
-		"a person twice":            func(b *Bootstrap) { b.Persons[1].Name = "alice" },
-		"an ID twice":               func(b *Bootstrap) { b.Persons[1].IDs = b.Persons[0].IDs },
-		"a person without IDs":      func(b *Bootstrap) { b.Persons[1].IDs = nil },
-		"a service as a person":     func(b *Bootstrap) { b.Persons[1].IDs = []string{spiffe("service/x")} },
-		"a grant as a person":       func(b *Bootstrap) { b.Persons[1].IDs = []string{"spiffe://grants.acme.test/x"} },
-		"a group twice":             func(b *Bootstrap) { b.Groups[1].Name = "admins" },
-		"a stranger in a group":     func(b *Bootstrap) { b.Groups[1].Members = []string{"mallory"} },
-		"a policy with a mistake":   func(b *Bootstrap) { b.Policy += "x: y\n" },
-		"a policy of no group":      func(b *Bootstrap) { b.Groups = b.Groups[:3] },
-		"too many persons":          func(b *Bootstrap) { b.Groups = make([]Group, MaxGroups+1) },
+		"an issuer that has ended":  func(b *Bootstrap) { b.Nodes[1].GrantIssuer = testIssuer(RoleGrant, "n2", "x", -1) },
+		"another node's issuer":     func(b *Bootstrap) { b.Nodes[1].GrantIssuer = testIssuer(RoleGrant, "n1", "x", time.Hour) },
+		"an issuer of no root": func(b *Bootstrap) {
+			b.Nodes[1].GrantIssuer = issuerBy(testRoot(RoleGrant, 9), RoleGrant, "n2", "x", time.Hour)
+		},
+		"an issuer of the other": func(b *Bootstrap) {
+			b.Nodes[1].GrantIssuer = issuerBy(testRoot(RoleIdentity, 0), RoleGrant, "n2", "x", time.Hour)
+		},
+		"no roots":                func(b *Bootstrap) { b.GrantRoots = nil },
+		"one root for both":       func(b *Bootstrap) { b.GrantRoots = b.IdentityRoots },
+		"a root that is none":     func(b *Bootstrap) { b.GrantRoots = [][]byte{b.Nodes[0].GrantIssuer} },
+		"two admins":              func(b *Bootstrap) { b.Groups[0].Members = b.Groups[0].Members[:2] },
+		"no admins":               func(b *Bootstrap) { b.Groups = b.Groups[1:] },
+		"no persons":              func(b *Bootstrap) { b.Persons = nil },
+		"a person twice":          func(b *Bootstrap) { b.Persons[1].Name = "alice" },
+		"an ID twice":             func(b *Bootstrap) { b.Persons[1].IDs = b.Persons[0].IDs },
+		"a person without IDs":    func(b *Bootstrap) { b.Persons[1].IDs = nil },
+		"a service as a person":   func(b *Bootstrap) { b.Persons[1].IDs = []string{spiffe("service/x")} },
+		"a grant as a person":     func(b *Bootstrap) { b.Persons[1].IDs = []string{"spiffe://grants.acme.test/x"} },
+		"a group twice":           func(b *Bootstrap) { b.Groups[1].Name = "admins" },
+		"a stranger in a group":   func(b *Bootstrap) { b.Groups[1].Members = []string{"mallory"} },
+		"a policy with a mistake": func(b *Bootstrap) { b.Policy += "x: y\n" },
+		"a policy of no group":    func(b *Bootstrap) { b.Groups = b.Groups[:3] },
+		"too many persons":        func(b *Bootstrap) { b.Groups = make([]Group, MaxGroups+1) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := &world{tb: t, a: newMemory(), b: newMemory(), now: epochStart, node: "n1"}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+
+	"github.com/hallpass/hallpass/trust"
 )
 
 // ErrInvariant is returned, wrapped, when a state contradicts what must always
@@ -126,12 +128,14 @@ func (c *checker) cluster() {
 	c.need(c.m.TrustDomain != c.m.GrantTrustDomain, "identities and grants share a trust domain")
 	nodes := objects[Node](c, prefixNode)
 	inOrder(nodes, func(name string, n Node) { c.need(n.ID == name, "node %q calls itself %q", name, n.ID) })
+	inForce := c.roots()
 	c.issuers = objects[Issuer](c, prefixIssuer)
 	roles := map[string]bool{}
 	inOrder(c.issuers, func(id string, i Issuer) {
 		c.need(i.ID == id && sha256Hex(i.DER) == id, "issuer %s is not the hash of its certificate", id)
 		_, known := nodes[i.Node]
 		c.need(known, "issuer %s is of no node", id)
+		c.need(i.Denied != 0 || inForce[string(i.Role)+i.Root], "issuer %s is in use and its root is not in force", id)
 		roles[i.Node+" "+string(i.Role)] = true
 	})
 	inOrder(nodes, func(name string, _ Node) {
@@ -139,6 +143,28 @@ func (c *checker) cluster() {
 			c.need(roles[name+" "+string(role)], "node %q has no %s issuer", name, role)
 		}
 	})
+}
+
+// roots checks that the roots in force are those that the documents say, and
+// returns them.
+func (c *checker) roots() map[string]bool {
+	inForce := map[string]bool{}
+	all := objects[Roots](c, prefixRoots)
+	c.need(len(all) == 2 && c.m.TrustRevision > 0, "roots of %d trust domains", len(all))
+	inOrder(all, func(role string, r Roots) {
+		td := c.m.TrustDomain
+		if r.Role == RoleGrant {
+			td = c.m.GrantTrustDomain
+		}
+		set, err := r.Set(td)
+		c.need(err == nil && string(r.Role) == role, "roots of %q: %v", role, err)
+		c.need(len(r.InForce) == len(set.Roots()), "%d roots of %s in force, %d by its documents", len(r.InForce), td, len(set.Roots()))
+		for i, root := range set.Roots() {
+			c.need(i < len(r.InForce) && bytes.Equal(root.Raw, r.InForce[i]), "root %d of %s is not the documents'", i, td)
+			inForce[role+trust.ID(root)] = true
+		}
+	})
+	return inForce
 }
 
 func (c *checker) directory() {

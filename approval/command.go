@@ -22,6 +22,8 @@ const (
 	KindIssueIdentity Kind = "identity.issue"
 	KindBlockSubject  Kind = "subject.block"
 	KindDenyIssuer    Kind = "issuer.deny"
+	KindInstallIssuer Kind = "issuer.install"
+	KindSetRoots      Kind = "roots.set"
 	KindProposeChange Kind = "change.propose"
 	KindDecideChange  Kind = "change.decide"
 	KindCancelChange  Kind = "change.cancel"
@@ -67,6 +69,8 @@ type Bootstrap struct {
 	Persons          []Person        `cbor:"5,keyasint"`
 	Groups           []Group         `cbor:"6,keyasint"`
 	Policy           string          `cbor:"7,keyasint"`
+	IdentityRoots    [][]byte        `cbor:"8,keyasint"` // DER
+	GrantRoots       [][]byte        `cbor:"9,keyasint"` // DER
 }
 
 // BootstrapNode is one first member of the cluster. The issuers are DER.
@@ -164,6 +168,23 @@ type DenyIssuer struct {
 	Reason string `cbor:"2,keyasint"`
 }
 
+// InstallIssuer gives a member the successors of its issuers and of its API
+// certificate, DER, each signed by a root in force; an empty one stays as it is.
+// The actor is an admin, a service or a node: what makes it good is the root's
+// signature.
+type InstallIssuer struct {
+	Node           string `cbor:"1,keyasint"`
+	IdentityIssuer []byte `cbor:"2,keyasint"`
+	GrantIssuer    []byte `cbor:"3,keyasint"`
+	APICertificate []byte `cbor:"4,keyasint"`
+}
+
+// SetRoots puts a roots document in force. The actor is an admin; what makes it
+// good is the signature of a root in force.
+type SetRoots struct {
+	Document []byte `cbor:"1,keyasint"` // one line, see trust.Parse
+}
+
 // ProposeChange asks for a change of policy, groups, persons or blocks.
 // BaseRevision is the policy revision for policy.set, otherwise the directory
 // revision; subject.unblock goes by the block itself and ignores it.
@@ -197,6 +218,8 @@ func (ReturnGrant) kind() Kind   { return KindReturnGrant }
 func (IssueIdentity) kind() Kind { return KindIssueIdentity }
 func (BlockSubject) kind() Kind  { return KindBlockSubject }
 func (DenyIssuer) kind() Kind    { return KindDenyIssuer }
+func (InstallIssuer) kind() Kind { return KindInstallIssuer }
+func (SetRoots) kind() Kind      { return KindSetRoots }
 func (ProposeChange) kind() Kind { return KindProposeChange }
 func (DecideChange) kind() Kind  { return KindDecideChange }
 func (CancelChange) kind() Kind  { return KindCancelChange }
@@ -212,6 +235,8 @@ func (b ReturnGrant) target() string   { return b.Grant }
 func (b IssueIdentity) target() string { return b.SPIFFEID }
 func (b BlockSubject) target() string  { return b.Subject }
 func (b DenyIssuer) target() string    { return b.Issuer }
+func (b InstallIssuer) target() string { return b.Node }
+func (SetRoots) target() string        { return "" }
 func (ProposeChange) target() string   { return "" }
 func (b DecideChange) target() string  { return b.Change }
 func (b CancelChange) target() string  { return b.Change }

@@ -89,6 +89,11 @@ func fittingCommands(w *world) []Command {
 		w.command("amy", w.decideChange(c[0].ID, Approve)), w.command("ada", CancelChange{Change: c[0].ID}),
 		w.command("ada", BlockSubject{Subject: spiffe("alice"), Reason: "x"}),
 		w.command("ada", DenyIssuer{Issuer: issuerID("n1", RoleGrant), Reason: "x"}),
+		w.command("node/n1", InstallIssuer{
+			Node: "n1", GrantIssuer: testIssuer(RoleGrant, "n1", "next", 1000*time.Hour),
+			APICertificate: apiCertificate(testRoot(RoleIdentity, 0), spiffe("node/n1"), "api", 1000*time.Hour),
+		}),
+		w.command("ada", SetRoots{Document: rootsDocument(RoleGrant, 1, testRoot(RoleGrant, 0), testRoot(RoleGrant, 1))}),
 		w.command("ada", IssueIdentity{
 			Serial: "abc", TBSHash: sha256Hex(nil), Issuer: issuerID("n1", RoleIdentity), SPIFFEID: spiffe("service/x"),
 			NotBefore: w.now.UnixMilli(), NotAfter: w.now.Add(time.Hour).UnixMilli(), Key: sha256Hex(nil),
@@ -112,7 +117,7 @@ func TestFittingCommands(t *testing.T) {
 		}
 		kinds[c.Body.kind()] = true
 	}
-	if len(kinds) != 13 {
+	if len(kinds) != 15 {
 		t.Errorf("%d kinds", len(kinds))
 	}
 }

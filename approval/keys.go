@@ -16,6 +16,7 @@ import (
 //	y                        the policy                    (PolicyDoc)
 //	n/NAME                   members                       (Node)
 //	s/ISSUER                 issuers                       (Issuer)
+//	o/ROLE                   roots                         (Roots)
 //	p/PERSON                 persons                       (Person)
 //	pi/SPIFFE-ID             → PERSON
 //	po/SUBJECT 0 PERSON      who owns a subject
@@ -43,6 +44,7 @@ const (
 	keyPolicy         = "y"
 	prefixNode        = "n/"
 	prefixIssuer      = "s/"
+	prefixRoots       = "o/"
 	prefixPerson      = "p/"
 	prefixPersonID    = "pi/"
 	prefixOwner       = "po/"

@@ -27,6 +27,11 @@ const (
 	MaxOwned   = 200
 	// MaxNodes is how many nodes a cluster starts with.
 	MaxNodes = 9
+	// MaxRootDocuments is how many roots documents a trust domain may have had.
+	MaxRootDocuments = 64
+	// MaxIssuersOfNode is how many issuers of one role a node may have that have
+	// not ended.
+	MaxIssuersOfNode = 16
 
 	maxDetail  = 4000 // bytes of Error.Detail
 	maxTrace   = 128

@@ -14,6 +14,7 @@ type meta struct {
 	FeedRevision      uint64 `cbor:"8,keyasint"`
 	AuditSize         uint64 `cbor:"9,keyasint"`
 	Changes           uint64 `cbor:"10,keyasint"` // commands that changed the state
+	TrustRevision     uint64 `cbor:"11,keyasint"` // of roots, issuers and API certificates
 }
 
 // load reads the record at key; false when there is none.

@@ -98,6 +98,7 @@ type Issuer struct {
 	Reason   string `json:"reason,omitempty" cbor:"7,keyasint,omitempty"`
 	DER      []byte `json:"der" cbor:"8,keyasint"`
 	Index    uint64 `json:"index" cbor:"9,keyasint"` // Raft index of its last change
+	Root     string `json:"root" cbor:"10,keyasint"` // id of the root that signed it
 }
 
 // Node is a member of the cluster.
@@ -107,6 +108,25 @@ type Node struct {
 	AuditKey    string `json:"audit_key" cbor:"3,keyasint"` // note verifier key
 	RaftAddress string `json:"raft_address" cbor:"4,keyasint"`
 	APIAddress  string `json:"api_address" cbor:"5,keyasint"`
+
+	// APICertificate is DER, empty while the one of the manifest is the newest.
+	APICertificate []byte `json:"api_certificate,omitempty" cbor:"6,keyasint,omitempty"`
+}
+
+// Installed is what a member got: its new issuers, by id.
+type Installed struct {
+	Node    string   `json:"node" cbor:"1,keyasint"`
+	Issuers []string `json:"issuers" cbor:"2,keyasint"`
+}
+
+// Roots are the roots of one trust domain as the cluster knows them.
+type Roots struct {
+	Role      Role     `json:"role" cbor:"1,keyasint"`      // whose issuers they sign
+	Sequence  uint64   `json:"sequence" cbor:"2,keyasint"`  // of the document in force; 0: those of the bootstrap
+	Anchors   [][]byte `json:"anchors" cbor:"3,keyasint"`   // of the bootstrap, DER
+	InForce   [][]byte `json:"in_force" cbor:"4,keyasint"`  // DER
+	Documents [][]byte `json:"documents" cbor:"5,keyasint"` // all that were in force, the oldest first
+	Index     uint64   `json:"index" cbor:"6,keyasint"`     // Raft index of its last change
 }
 
 // Cluster is what the cluster is: its names, members, issuers and counters.

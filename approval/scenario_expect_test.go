@@ -94,7 +94,7 @@ func (s *scenario) expectFeed(m []string, _ expectedOutcome) {
 		name, until, _ := strings.Cut(w, "@")
 		id := s.names[name]
 		if node, ok := strings.CutPrefix(name, "issuer:"); ok {
-			id = issuerID(node, RoleGrant)
+			id = s.issuer(node, RoleGrant)
 		}
 		want = append(want, fmt.Sprintf("%s@%s", id, s.duration(until)))
 	}

@@ -99,6 +99,9 @@ var verbs = []verb{
 	{regexp.MustCompile(`^(\S+) blocks (\S+)` + opts), (*scenario).blocks},
 	{regexp.MustCompile(`^(\S+) denies issuer (\S+)` + opts), (*scenario).deniesIssuer},
 	{regexp.MustCompile(`^(\S+) issues (\S+)` + opts), (*scenario).issues},
+	{regexp.MustCompile(`^(\S+) installs (n\d)/(identity|grant|api)(?: as (i\d))?` + opts), (*scenario).installs},
+	{regexp.MustCompile(`^(\S+) publishes (identity|grant) roots (\d+)` + opts), (*scenario).publishes},
+	{regexp.MustCompile(`^expect (identity|grant) roots (.*)$`), (*scenario).expectRoots},
 	{regexp.MustCompile(`^(\S+) proposes (policy|group|person|no group|no person|unblock) (\S+)(?: =(.*?))? as (c\d)` + opts), (*scenario).proposes},
 	{regexp.MustCompile(`^expect feed (.*)$`), (*scenario).expectFeed},
 	{regexp.MustCompile(`^expect grant (r\d) (\S+)` + opts), (*scenario).expectGrant},
@@ -270,8 +273,7 @@ func (s *scenario) fetches(m []string, want expectedOutcome) {
 		b.NotBefore = s.w.now.Add(s.duration(o["begins"])).UnixMilli()
 	}
 	if o["issuer"] != "" {
-		node, role, _ := strings.Cut(o["issuer"], "/")
-		b.Issuer = issuerID(node, Role(or(role, string(RoleGrant))))
+		b.Issuer = s.issuer(o["issuer"], RoleGrant)
 	}
 	if o["key"] != "" {
 		b.Key = sha256Hex([]byte(o["key"]))
@@ -298,18 +300,16 @@ func (s *scenario) blocks(m []string, want expectedOutcome) {
 }
 
 func (s *scenario) deniesIssuer(m []string, want expectedOutcome) {
-	node, role, _ := strings.Cut(m[1], "/")
-	s.do(m[0], DenyIssuer{Issuer: issuerID(node, Role(or(role, string(RoleGrant)))), Reason: "stolen node"}, options(m[2]), want)
+	s.do(m[0], DenyIssuer{Issuer: s.issuer(m[1], RoleGrant), Reason: "stolen node"}, options(m[2]), want)
 }
 
 func (s *scenario) issues(m []string, want expectedOutcome) {
 	o := options(m[2])
 	s.w.seq++
-	node, role, _ := strings.Cut(or(o["issuer"], "n1"), "/")
 	s.do(m[0], IssueIdentity{
 		Serial:  or(o["serial"], fmt.Sprintf("%x", 0x2000_0000+s.w.seq)),
 		TBSHash: sha256Hex(fmt.Appendf(nil, "tbs %d", s.w.seq)), Key: sha256Hex([]byte("key")),
-		Issuer: issuerID(node, Role(or(role, string(RoleIdentity)))), SPIFFEID: spiffe(m[1]),
+		Issuer: s.issuer(or(o["issuer"], "n1"), RoleIdentity), SPIFFEID: spiffe(m[1]),
 		NotBefore: s.w.now.UnixMilli(), NotAfter: s.w.now.Add(s.duration(or(o["for"], "1h"))).UnixMilli(),
 	}, o, want)
 }

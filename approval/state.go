@@ -3,6 +3,7 @@ package approval
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -123,6 +124,28 @@ func (s State) Blocks() ([]Block, error) { return every[Block](s.r, prefixBlock)
 // Issuer returns an issuer, or ErrNotFound.
 func (s State) Issuer(id string) (Issuer, error) {
 	return find[Issuer](s.r, key(prefixIssuer, id), "issuer", id)
+}
+
+// Roots returns the roots that sign the issuers of a role, or ErrNotFound before
+// the bootstrap.
+func (s State) Roots(role Role) (Roots, error) {
+	return find[Roots](s.r, key(prefixRoots, string(role)), "roots for", string(role))
+}
+
+// TrustRevision counts changes of roots, issuers and API certificates; 0 before
+// the bootstrap.
+func (s State) TrustRevision() (uint64, error) {
+	m, err := s.meta()
+	if errors.Is(err, ErrNotFound) {
+		return 0, nil
+	}
+	return m.TrustRevision, err
+}
+
+// IssuersOf returns a node's issuers, by id.
+func (s State) IssuersOf(node string) ([]Issuer, error) {
+	all, err := every[Issuer](s.r, prefixIssuer)
+	return slices.DeleteFunc(all, func(i Issuer) bool { return i.Node != node }), err
 }
 
 // Node returns a member of the cluster, or ErrNotFound.

@@ -8,14 +8,6 @@ type blockDetails struct {
 	Grants []string `json:"grants"` // that ended
 }
 
-// issuerDetails is the audit leaf of a denied issuer.
-type issuerDetails struct {
-	Node   string `json:"node"`
-	Role   Role   `json:"role"`
-	Reason string `json:"reason"`
-	Until  Millis `json:"feed_until"`
-}
-
 // checkBlocked refuses a blocked SPIFFE ID. It may neither hold nor ask for
 // grants, nor approve any. What an admin does besides is left to them: an admin
 // who could stop the others by blocking them would rule alone.
@@ -75,35 +67,6 @@ func (t *turn) unblock(subject string, index uint64) error {
 	}
 	t.Delete(key(prefixBlock, subject))
 	return nil
-}
-
-// denyIssuer takes an issuer's certificates out of use, for good. The entry
-// stays on the feed until the issuer itself ends, and not only until the last
-// certificate that was recorded: whoever has its key signs without recording.
-func (t *turn) denyIssuer(b DenyIssuer) (Object, error) {
-	if !t.admin {
-		return nil, denied("only an admin denies an issuer")
-	}
-	if err := checkText("the reason", b.Reason, 1); err != nil {
-		return nil, err
-	}
-	issuer, err := t.state().Issuer(b.Issuer)
-	if err != nil {
-		return nil, err
-	}
-	if issuer.Denied != 0 {
-		t.unchanged = true
-		return issuer, nil
-	}
-	issuer.Denied, issuer.DeniedBy, issuer.Reason, issuer.Index = t.now, t.cmd.Actor, b.Reason, t.index
-	t.save(key(prefixIssuer, issuer.ID), issuer)
-	d := issuerDetails{Node: issuer.Node, Role: issuer.Role, Reason: b.Reason}
-	if end := issuer.NotAfter.Add(FeedSkew); end > t.now {
-		t.joinFeed(key(prefixFeedIssuer, issuer.ID), dueFeedIssuer, issuer.ID, FeedEntry{ID: issuer.ID, Until: end})
-		d.Until = end
-	}
-	t.details = d
-	return issuer, nil
 }
 
 // isServiceOrNode says whether id is one that an admin may have issued.

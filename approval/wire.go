@@ -136,6 +136,10 @@ func decodeBody(kind Kind, data []byte) (Body, error) {
 		return decodeAs[BlockSubject](data)
 	case KindDenyIssuer:
 		return decodeAs[DenyIssuer](data)
+	case KindInstallIssuer:
+		return decodeAs[InstallIssuer](data)
+	case KindSetRoots:
+		return decodeAs[SetRoots](data)
 	case KindProposeChange:
 		return decodeAs[ProposeChange](data)
 	case KindDecideChange:
@@ -211,6 +215,10 @@ func decodeObject(kind string, data []byte) (Object, error) {
 		return objectAs[Block](data)
 	case "issuer":
 		return objectAs[Issuer](data)
+	case "installed":
+		return objectAs[Installed](data)
+	case "roots":
+		return objectAs[Roots](data)
 	case "cluster":
 		return objectAs[Cluster](data)
 	case "ticked":

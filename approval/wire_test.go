@@ -31,6 +31,7 @@ func oneOfEach() []Command {
 				IdentityIssuer: []byte{2}, GrantIssuer: []byte{3},
 			}},
 			Persons: []Person{person}, Groups: []Group{group}, Policy: "version: 1\n",
+			IdentityRoots: [][]byte{{4}}, GrantRoots: [][]byte{{5}},
 		},
 		CreateRequest{
 			ID: id + "1", Subject: "spiffe://acme.test/agent/x", Service: "payments", Permissions: []string{"GET /accounts/**"},
@@ -54,6 +55,8 @@ func oneOfEach() []Command {
 		},
 		BlockSubject{Subject: "spiffe://acme.test/agent/x", Reason: "why"},
 		DenyIssuer{Issuer: hash, Reason: "why"},
+		InstallIssuer{Node: "n1", IdentityIssuer: []byte{2}, GrantIssuer: []byte{3}, APICertificate: []byte{6}},
+		SetRoots{Document: []byte("{}")},
 		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditPolicySet, YAML: "version: 1\n"}, BaseRevision: 3},
 		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditGroupSet, Group: &group}, BaseRevision: 4},
 		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditGroupDelete, Name: "security"}, BaseRevision: 4},
@@ -93,7 +96,7 @@ func TestWireGolden(t *testing.T) {
 			t.Errorf("%s comes back different (-sent +read):\n%s", c.Kind, diff)
 		}
 	}
-	if len(kinds) != 14 {
+	if len(kinds) != 16 {
 		t.Errorf("%d kinds", len(kinds))
 	}
 	file := filepath.Join("testdata", "wire.golden")

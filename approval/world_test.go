@@ -2,14 +2,10 @@ package approval
 
 import (
 	"crypto/ed25519"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/big"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -125,9 +121,12 @@ func firstCommand() Bootstrap {
 		b.Nodes = append(b.Nodes, BootstrapNode{
 			ID: id, Key: key.Public().(ed25519.PublicKey), AuditKey: vkey,
 			RaftAddress: "127.0.0.1:71" + id[1:], APIAddress: "127.0.0.1:81" + id[1:],
-			IdentityIssuer: testIssuer(id+" identity", 90*24*time.Hour), GrantIssuer: testIssuer(id+" grants", issuerLife(i)),
+			IdentityIssuer: testIssuer(RoleIdentity, id, id+" identity", 90*24*time.Hour),
+			GrantIssuer:    testIssuer(RoleGrant, id, id+" grants", issuerLife(i)),
 		})
 	}
+	b.IdentityRoots = [][]byte{testRoot(RoleIdentity, 0).cert.Raw}
+	b.GrantRoots = [][]byte{testRoot(RoleGrant, 0).cert.Raw}
 	return b
 }
 
@@ -137,30 +136,6 @@ func issuerLife(i int) time.Duration {
 		return 20 * time.Minute
 	}
 	return 90 * 24 * time.Hour
-}
-
-// issuersMade keeps what testIssuer made: signing is slow, and the same each time.
-var issuersMade sync.Map
-
-func testIssuer(name string, life time.Duration) []byte {
-	made := fmt.Sprint(name, life)
-	if der, ok := issuersMade.Load(made); ok {
-		return der.([]byte)
-	}
-	seed := [32]byte{}
-	copy(seed[:], name)
-	key := ed25519.NewKeyFromSeed(seed[:])
-	c := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name},
-		NotBefore: epochStart.Add(-time.Hour), NotAfter: epochStart.Add(life),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(nil, c, c, key.Public(), key)
-	if err != nil {
-		panic(err)
-	}
-	issuersMade.Store(made, der)
-	return der
 }
 
 // issuerID returns the id of a node's issuer in the test cluster.

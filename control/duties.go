@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 
@@ -76,7 +77,9 @@ func (n *node) bootstrap(ctx context.Context) error {
 	m := n.manifest
 	body := approval.Bootstrap{
 		Cluster: m.Cluster, TrustDomain: m.TrustDomain.Name(), GrantTrustDomain: m.GrantTrustDomain.Name(),
-		Policy: m.Policy,
+		Policy:        m.Policy,
+		IdentityRoots: mapped(m.IdentityRoots, func(c *x509.Certificate) []byte { return c.Raw }),
+		GrantRoots:    mapped(m.GrantRoots, func(c *x509.Certificate) []byte { return c.Raw }),
 		Persons: mapped(m.Persons, func(p ca.Person) approval.Person {
 			return approval.Person{Name: p.Name, IDs: list(p.IDs), Owns: list(p.Owns)}
 		}),
