@@ -178,10 +178,9 @@ func (x *exchange) answer(pr problem, grpc bool) {
 	x.out.Add(n)
 }
 
-// sayDrain has the client reconnect: HTTP/1 by this very header, HTTP/2 by the
-// GOAWAY that net/http makes of it.
+// sayDrain has an HTTP/1 client reconnect. An HTTP/2 one has been told by GOAWAY.
 func (x *exchange) sayDrain() {
-	if x.c.draining.Load() {
+	if x.r.ProtoMajor == 1 && x.c.draining.Load() {
 		x.w.Header().Set("Connection", "close")
 	}
 }

@@ -205,7 +205,7 @@ func newFuzzHarness(f *testing.F) *fuzzHarness {
 	if err != nil {
 		f.Fatal(err)
 	}
-	h := &fuzzHarness{p: px, up: &strictUpstream{}, pass: newHandoff(&net.TCPAddr{}), pair: p.grant(time.Hour, fuzzScope...)}
+	h := &fuzzHarness{p: px, up: &strictUpstream{}, pair: p.grant(time.Hour, fuzzScope...)}
 	px.up.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
 		near, far := net.Pipe()
 		go h.up.serve(far) // ends when the transport closes near
@@ -214,9 +214,10 @@ func newFuzzHarness(f *testing.F) *fuzzHarness {
 	if h.adm, err = examine(chainOf(f, h.pair), px.keeper.cur.Load(), px.cfg, time.Now()); err != nil {
 		f.Fatal(err)
 	}
-	web := px.webServer(f.Context())
-	go func() { _ = web.Serve(h.pass) }() // ends with Close
-	f.Cleanup(func() { _ = web.Close() })
+	web := px.newWeb(f.Context(), &net.TCPAddr{})
+	h.pass = web.pass
+	go web.run(px.log) // ends with Close
+	f.Cleanup(func() { _ = web.http1.Close() })
 	return h
 }
 

@@ -2,7 +2,7 @@ package proxy
 
 import (
 	"bytes"
-	"errors"
+	"crypto/tls"
 	"io"
 	"net/http"
 	"strconv"
@@ -14,45 +14,64 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// rawH2 sends one request as these fields, in this order, whatever a client
-// would think of them, and returns the status, or 0 when the stream was reset.
+// h2session is an HTTP/2 connection, frame by frame.
+type h2session struct {
+	t     testing.TB
+	conn  *tls.Conn
+	fr    *http2.Framer
+	block bytes.Buffer
+	enc   *hpack.Encoder
+}
+
+func (e *env) h2session(cert tls.Certificate) *h2session {
+	e.t.Helper()
+	s := &h2session{t: e.t, conn: e.dial(cert, "h2")}
+	if _, err := io.WriteString(s.conn, http2.ClientPreface); err != nil {
+		e.t.Fatal(err)
+	}
+	s.fr = http2.NewFramer(s.conn, s.conn)
+	s.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	s.enc = hpack.NewEncoder(&s.block)
+	s.must(s.fr.WriteSettings())
+	return s
+}
+
+func (s *h2session) must(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// send opens a stream with these fields, in this order.
+func (s *h2session) send(stream uint32, fields [][2]string, end bool) {
+	s.t.Helper()
+	s.block.Reset()
+	for _, f := range fields {
+		s.must(s.enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}))
+	}
+	s.must(s.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: s.block.Bytes(), EndHeaders: true, EndStream: end}))
+}
+
+// rawH2 sends one request as these fields, whatever a client would think of
+// them, and returns the status, or 0 when the stream was reset.
 func (e *env) rawH2(fields [][2]string, body string) int {
 	e.t.Helper()
-	c := e.dial(e.pki.grant(time.Hour, "* /**"), "h2")
-	defer func() { _ = c.Close() }()
-	if _, err := io.WriteString(c, http2.ClientPreface); err != nil {
-		e.t.Fatal(err)
-	}
-	fr := http2.NewFramer(c, c)
-	fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	var block bytes.Buffer
-	enc := hpack.NewEncoder(&block)
-	for _, f := range fields {
-		if err := enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}); err != nil {
-			e.t.Fatal(err)
-		}
-	}
-	if err := errors.Join(fr.WriteSettings(), fr.WriteHeaders(http2.HeadersFrameParam{
-		StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true, EndStream: body == "",
-	})); err != nil {
-		e.t.Fatal(err)
-	}
+	s := e.h2session(e.pki.grant(time.Hour, "* /**"))
+	defer func() { _ = s.conn.Close() }()
+	s.send(1, fields, body == "")
 	if body != "" {
-		if err := fr.WriteData(1, true, []byte(body)); err != nil {
-			e.t.Fatal(err)
-		}
+		s.must(s.fr.WriteData(1, true, []byte(body)))
 	}
 	for {
-		f, err := fr.ReadFrame()
+		f, err := s.fr.ReadFrame()
 		if err != nil {
 			return 0
 		}
 		switch f := f.(type) {
 		case *http2.MetaHeadersFrame:
 			n, err := strconv.Atoi(f.PseudoValue("status"))
-			if err != nil {
-				e.t.Fatal(err)
-			}
+			s.must(err)
 			return n
 		case *http2.RSTStreamFrame, *http2.GoAwayFrame:
 			return 0

@@ -17,7 +17,7 @@ import (
 // welcome takes one connection through its handshake and on to its protocol. It
 // ends when the connection is refused or net/http has it, and for tcp when the
 // connection has ended.
-func (p *Proxy) welcome(ctx context.Context, raw net.Conn, pass *handoff) {
+func (p *Proxy) welcome(ctx context.Context, raw net.Conn, web *web) {
 	started := p.cfg.now()
 	open, shaking := p.open.Add(1), p.shaking.Add(1)
 	admitted, alerted := false, false
@@ -67,7 +67,7 @@ func (p *Proxy) welcome(ctx context.Context, raw net.Conn, pass *handoff) {
 	if p.tele.measuring {
 		p.tele.handshakes.Add(ctx, 1)
 	}
-	p.begin(c, t, pass) //nolint:contextcheck // the connection has its own, c.ctx
+	p.begin(c, t, web) //nolint:contextcheck // the connection has its own, c.ctx
 }
 
 // farewell ends a refused connection so that the alert arrives. In TLS 1.3 a
@@ -79,7 +79,7 @@ func farewell(raw net.Conn) {
 	}
 }
 
-func (p *Proxy) begin(c *conn, t *tls.Conn, pass *handoff) {
+func (p *Proxy) begin(c *conn, t *tls.Conn, web *web) {
 	if p.cfg.tcp {
 		p.serveTCP(c, t)
 		return
@@ -88,7 +88,7 @@ func (p *Proxy) begin(c *conn, t *tls.Conn, pass *handoff) {
 	if t.ConnectionState().NegotiatedProtocol != "h2" {
 		nc = newGate(t, c, p.cfg, func(v *violation) []byte { return p.gateRefused(c, v) })
 	}
-	if !pass.give(nc) {
+	if !web.take(c, nc) {
 		c.cut(reasonShutdown)
 	}
 }

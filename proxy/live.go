@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -38,6 +39,7 @@ type conn struct {
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 
+	http2    atomic.Pointer[http.Server] // the connection's own, of HTTP/2; nil until it has begun
 	draining atomic.Bool
 	why      atomic.Pointer[string] // why it was cut; nil while it was not
 	requests atomic.Int64
@@ -196,7 +198,7 @@ func (l *live) run(ctx context.Context) {
 	timer := time.NewTimer(lookEvery)
 	defer timer.Stop()
 	for {
-		timer.Reset(l.sweep())
+		timer.Reset(l.sweep()) //nolint:contextcheck // each connection has its own
 		select {
 		case <-ctx.Done():
 			return
@@ -209,7 +211,7 @@ func (l *live) run(ctx context.Context) {
 // sweep does what is due and says when to look again.
 func (l *live) sweep() time.Duration {
 	now := wall(l.now)
-	var expired []*conn
+	var told, expired []*conn
 	l.mu.Lock()
 	wait := lookEvery
 	for len(l.due) > 0 {
@@ -220,6 +222,7 @@ func (l *live) sweep() time.Duration {
 		}
 		c.draining.Store(true)
 		if now.Before(c.adm.notAfter) {
+			told = append(told, c)
 			c.next = c.adm.notAfter
 			heap.Fix(&l.due, c.index)
 			continue
@@ -230,6 +233,9 @@ func (l *live) sweep() time.Duration {
 	l.mu.Unlock()
 	for _, c := range expired {
 		c.cut(reasonExpired)
+	}
+	for _, c := range told {
+		c.goAway()
 	}
 	return max(wait, time.Millisecond)
 }
@@ -267,10 +273,14 @@ func (l *live) cutGrants(why string, ids []string) {
 // drainAll has every connection told to go elsewhere after its current request.
 func (l *live) drainAll() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.drain = true
-	for _, c := range l.due {
+	all := slices.Clone(l.due)
+	for _, c := range all {
 		c.draining.Store(true)
+	}
+	l.mu.Unlock()
+	for _, c := range all {
+		c.goAway()
 	}
 }
 

@@ -130,16 +130,11 @@ func (p *Proxy) Serve(ctx context.Context, ln net.Listener) error {
 	f := &follower{servers: p.cfg.servers, rev: p.rev, keeper: p.keeper, nodeTD: p.cfg.identityTD, now: p.cfg.now, log: p.log}
 	loops.Go(func() { f.run(inner) })
 
-	pass := newHandoff(ln.Addr())
-	web := p.webServer(inner)
-	loops.Go(func() {
-		if err := web.Serve(pass); !errors.Is(err, http.ErrServerClosed) {
-			p.log.Error("http server ended", slog.Any("error", err))
-		}
-	})
+	web := p.newWeb(inner, ln.Addr())
+	loops.Go(func() { web.run(p.log) })
 	unhook := context.AfterFunc(ctx, func() { _ = ln.Close() }) // ends Accept
 	defer unhook()
-	err := p.accept(inner, ln, pass, &handshakes)
+	err := p.accept(inner, ln, web, &handshakes)
 	if ctx.Err() != nil {
 		err = nil
 	}
@@ -158,7 +153,7 @@ func ignoreClosed(err error) error {
 }
 
 // accept takes connections until the listener ends.
-func (p *Proxy) accept(ctx context.Context, ln net.Listener, pass *handoff, handshakes *sync.WaitGroup) error {
+func (p *Proxy) accept(ctx context.Context, ln net.Listener, web *web, handshakes *sync.WaitGroup) error {
 	wait := 5 * time.Millisecond
 	for {
 		raw, err := ln.Accept()
@@ -166,7 +161,7 @@ func (p *Proxy) accept(ctx context.Context, ln net.Listener, pass *handoff, hand
 		switch {
 		case err == nil:
 			wait = 5 * time.Millisecond
-			handshakes.Go(func() { p.welcome(ctx, raw, pass) })
+			handshakes.Go(func() { p.welcome(ctx, raw, web) })
 		case errors.As(err, &te) && te.Temporary(): // out of file descriptors, or a peer that left at once
 			p.log.Warn("accept", slog.Any("error", err))
 			time.Sleep(wait)
@@ -177,40 +172,16 @@ func (p *Proxy) accept(ctx context.Context, ln net.Listener, pass *handoff, hand
 	}
 }
 
-// webServer is net/http, strict where it can be.
-func (p *Proxy) webServer(ctx context.Context) *http.Server {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	protocols.SetHTTP2(true)
-	return &http.Server{
-		Handler:           p,
-		Protocols:         protocols,
-		ReadHeaderTimeout: p.cfg.limits.headerTime,
-		IdleTimeout:       p.cfg.limits.idle,
-		// Above our own limit, so that the request which passes ours is answered
-		// and recorded by us and not by net/http.
-		MaxHeaderBytes: 2 * p.cfg.limits.headerBytes,
-		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams: p.cfg.limits.streams,
-			CountError:           func(kind string) { p.tele.reason(ctx, p.tele.h2errors, kind) },
-		},
-		DisableGeneralOptionsHandler: true, // OPTIONS * would be answered without a record
-		BaseContext:                  func(net.Listener) context.Context { return ctx },
-		ConnContext:                  connContext,
-		ErrorLog:                     slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
-	}
-}
-
 // drain lets what is under way finish.
-func (p *Proxy) drain(ctx context.Context, web *http.Server) {
+func (p *Proxy) drain(ctx context.Context, web *web) {
 	p.log.Info("draining", slog.Int("connections", p.live.len()), slog.Duration("at_most", p.cfg.shutdown))
-	p.live.drainAll()
+	p.live.drainAll() //nolint:contextcheck // each connection has its own
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.shutdown)
 	defer cancel()
-	if err := web.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+	if err := web.http1.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		p.log.Warn("http server shutdown", slog.Any("error", err))
 	}
-	tick := time.NewTicker(20 * time.Millisecond) // tunnels and tcp, of which net/http knows nothing
+	tick := time.NewTicker(20 * time.Millisecond) // HTTP/2, tunnels and tcp, of which http1 knows nothing
 	defer tick.Stop()
 	for p.live.len() > 0 && ctx.Err() == nil {
 		select {
@@ -311,45 +282,5 @@ func (p *Proxy) denied(c *conn) string {
 	c.checked.Store(d)
 	return ""
 }
-
-// handoff is the net.Listener that net/http takes handshaken connections from.
-type handoff struct {
-	addr  net.Addr
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func newHandoff(addr net.Addr) *handoff {
-	return &handoff{addr: addr, conns: make(chan net.Conn), done: make(chan struct{})}
-}
-
-func (h *handoff) give(c net.Conn) bool {
-	select {
-	case h.conns <- c:
-		return true
-	case <-h.done:
-		return false
-	}
-}
-
-// Accept is net.Listener's.
-func (h *handoff) Accept() (net.Conn, error) {
-	select {
-	case c := <-h.conns:
-		return c, nil
-	case <-h.done:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close is net.Listener's.
-func (h *handoff) Close() error {
-	h.once.Do(func() { close(h.done) })
-	return nil
-}
-
-// Addr is net.Listener's.
-func (h *handoff) Addr() net.Addr { return h.addr }
 
 var _ io.Closer = (*Proxy)(nil)
