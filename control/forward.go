@@ -199,12 +199,19 @@ func (l peerListener) Accept() (net.Conn, error) {
 func (n *node) peerServer(serving context.Context) *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+pathVerified, n.serveVerified)
-	mux.HandleFunc("GET "+pathClock, n.serveClock)
-	mux.Handle("/", n.observed(http.HandlerFunc(n.serveForwarded)))
+	forwarded := n.observed(http.HandlerFunc(n.serveForwarded))
 	return &http.Server{
-		Handler:           mux,
+		// Not a ServeMux, which would clean a path before anybody has looked at it.
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch r.Method + " " + r.RequestURI {
+			case "GET " + pathVerified:
+				n.serveVerified(w, r)
+			case "GET " + pathClock:
+				n.serveClock(w, r)
+			default:
+				forwarded.ServeHTTP(w, r)
+			}
+		}),
 		ReadHeaderTimeout: n.limits.Header,
 		MaxHeaderBytes:    maxHeader + maxChainHeader,
 		Protocols:         protocols,
@@ -223,7 +230,7 @@ func (n *node) peerServer(serving context.Context) *http.Server {
 // checks itself.
 func (n *node) serveForwarded(w http.ResponseWriter, r *http.Request) {
 	via, _ := r.Context().Value(viaKey).(string)
-	chain, err := parseChain(r.Header.Get(headerChain))
+	chain, err := parseChain(r.Header[headerChain])
 	if via == "" || err != nil {
 		n.handler.Problem(w, r, api.NewProblem(api.CodeUnauthorized, "the forwarded call names no caller", ""))
 		return
@@ -242,11 +249,11 @@ func (n *node) serveForwarded(w http.ResponseWriter, r *http.Request) {
 	n.handler.ServeHTTP(w, r.WithContext(api.WithCaller(ctx, who.api())))
 }
 
-func parseChain(text string) ([]*x509.Certificate, error) {
-	if text == "" || len(text) > maxChainHeader {
-		return nil, errors.New("no chain, or one that is too long")
+func parseChain(header []string) ([]*x509.Certificate, error) {
+	if len(header) != 1 || len(header[0]) > maxChainHeader {
+		return nil, errors.New("no chain, more than one, or one that is too long")
 	}
-	der, err := base64.StdEncoding.DecodeString(text)
+	der, err := base64.StdEncoding.Strict().DecodeString(header[0])
 	if err != nil {
 		return nil, err
 	}
