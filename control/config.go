@@ -180,7 +180,7 @@ func local(addr net.Addr) bool {
 // storeConfig is the replicated store's part of a Config.
 func (c Config) storeConfig(log *slog.Logger) raftstore.Config {
 	rc := raftstore.Config{
-		ID: c.Node.ID, Dir: c.DataDir, Listener: c.Raft, Key: c.Node.TransportKey,
+		Cluster: c.Manifest.Cluster, ID: c.Node.ID, Dir: c.DataDir, Listener: c.Raft, Key: c.Node.TransportKey,
 		Machine: &machine{}, Logger: log, Timing: c.Timing,
 	}
 	for _, n := range c.Manifest.Nodes {

@@ -34,6 +34,9 @@ var (
 	// ErrWrongNode is returned by Open when Dir belongs to another node or another membership.
 	ErrWrongNode = errors.New("raftstore: the data is another node's")
 
+	// ErrRefused is returned when another node does not let this one in; its reason follows.
+	ErrRefused = errors.New("raftstore: not let in")
+
 	// ErrUnknownPeer is returned when a connection's other end does not hold the key that the membership pins.
 	ErrUnknownPeer = errors.New("raftstore: the peer's key is not the pinned one")
 )
