@@ -30,8 +30,8 @@ const (
 
 	// maxChainHeader bounds a caller's chain, base64.
 	maxChainHeader = 64 << 10
-	// maxForwarded bounds an answer that is relayed.
-	maxForwarded = 16 << 20
+	// relayed is how much of an answer is in hand before any of it is passed on.
+	relayed = 64 << 10
 )
 
 // errNotSent is in the error of a forward that never reached the leader.
@@ -117,10 +117,18 @@ func (n *node) toLeader(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer func() { _ = resp.Body.Close() }()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxForwarded))
-	if err != nil {
+	if err := relay(w, resp); err != nil {
 		n.handler.Problem(w, r, forwardProblem(r, err))
-		return
+	}
+}
+
+// relay gives the caller what the leader answers. An error means that nothing
+// was given. A leader that breaks off later breaks the caller's answer off, too:
+// half a list must not look like a whole one.
+func relay(w http.ResponseWriter, resp *http.Response) error {
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, relayed))
+	if err != nil {
+		return err
 	}
 	for _, name := range []string{"Content-Type", "Location", "Retry-After", "X-Hallpass-Index", "Allow"} {
 		if v := resp.Header.Get(name); v != "" {
@@ -128,7 +136,13 @@ func (n *node) toLeader(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	w.WriteHeader(resp.StatusCode)
-	_, _ = w.Write(answer) // the caller's loss
+	if _, err := w.Write(answer); err != nil || len(answer) < relayed {
+		return nil //nolint:nilerr // the caller's loss
+	}
+	if _, err := io.Copy(w, resp.Body); err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	return nil
 }
 
 // forwardHeader is all that the leader hears of a call besides its target and
