@@ -26,6 +26,7 @@ type Config struct {
 	Node     *ca.Node    // the node's keys and issuers
 	Manifest ca.Manifest // the same on every node
 	DataDir  string      // of the replicated state; made when missing
+	LogStore string      // how the log is kept there: bolt or wal; "" is bolt
 
 	API   net.Listener // plain TCP; TLS is put on it
 	Raft  net.Listener // plain TCP; TLS is put on it
@@ -177,11 +178,15 @@ func local(addr net.Addr) bool {
 	return err == nil && ap.Addr().IsLoopback()
 }
 
+// CheckLogStore refuses what is no Config.LogStore.
+func CheckLogStore(name string) error { return raftstore.LogFormat(name).Valid() }
+
 // storeConfig is the replicated store's part of a Config.
 func (c Config) storeConfig(log *slog.Logger) raftstore.Config {
 	rc := raftstore.Config{
-		Cluster: c.Manifest.Cluster, ID: c.Node.ID, Dir: c.DataDir, Listener: c.Raft, Key: c.Node.TransportKey,
+		ID: c.Node.ID, Dir: c.DataDir, Listener: c.Raft, Key: c.Node.TransportKey,
 		Machine: &machine{}, Logger: log, Timing: c.Timing,
+		LogFormat: raftstore.LogFormat(c.LogStore),
 	}
 	for _, n := range c.Manifest.Nodes {
 		rc.Members = append(rc.Members, raftstore.Member{ID: n.ID, Address: n.RaftAddress, Key: n.Key})

@@ -31,11 +31,12 @@ var (
 	// that was hashed.
 	ErrDamagedSnapshot = errors.New("raftstore: damaged snapshot")
 
-	// ErrWrongNode is returned by Open when Dir belongs to another node or another membership.
-	ErrWrongNode = errors.New("raftstore: the data is another node's")
+	// ErrDamagedLog is returned by Open when the log is not byte for byte what was written.
+	ErrDamagedLog = errors.New("raftstore: damaged log")
 
-	// ErrRefused is returned when another node does not let this one in; its reason follows.
-	ErrRefused = errors.New("raftstore: not let in")
+	// ErrWrongNode is returned by Open when Dir belongs to another node or another membership, or to a log of another
+	// format.
+	ErrWrongNode = errors.New("raftstore: the data is another node's")
 
 	// ErrUnknownPeer is returned when a connection's other end does not hold the key that the membership pins.
 	ErrUnknownPeer = errors.New("raftstore: the peer's key is not the pinned one")

@@ -3,6 +3,8 @@ package raftstore
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"sync/atomic"
 	"time"
@@ -12,6 +14,33 @@ import (
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 )
+
+// LogFormat is how a node keeps its log on disk.
+type LogFormat string
+
+// A node's log stays in the format it was made in: votes and entries in another would be those of a node that has
+// forgotten them.
+const (
+	LogBolt LogFormat = "bolt" // raft.db, a bbolt file
+	LogWAL  LogFormat = "wal"  // the folder wal, of github.com/hashicorp/raft-wal
+)
+
+// Valid refuses what is none of them; "" is the default.
+func (f LogFormat) Valid() error {
+	switch f {
+	case "", LogBolt, LogWAL:
+		return nil
+	}
+	return fmt.Errorf("%q: want %s or %s", string(f), LogBolt, LogWAL)
+}
+
+// file is its name in the node's directory.
+func (f LogFormat) file() string {
+	if f == LogWAL {
+		return walDir
+	}
+	return logFile
+}
 
 const (
 	logFile      = "raft.db"
@@ -29,7 +58,22 @@ type boltLog struct {
 	file *raftboltdb.BoltStore
 }
 
-func openLog(dir string) (LogStore, error) {
+// openLog opens the log in dir, and refuses one that is kept in another format.
+func openLog(dir string, format LogFormat) (LogStore, error) {
+	for _, other := range []LogFormat{LogBolt, LogWAL} {
+		path := filepath.Join(dir, other.file())
+		if _, err := os.Stat(path); other != format && !errors.Is(err, fs.ErrNotExist) {
+			return nil, errors.Join(fmt.Errorf("%w: its log is %s, in the format %q, and the config says %q: "+
+				"say what it was made with, or replace the node by a new one", ErrWrongNode, path, other, format), err)
+		}
+	}
+	if format == LogWAL {
+		return openWAL(dir, walSegmentSize)
+	}
+	return openBolt(dir)
+}
+
+func openBolt(dir string) (LogStore, error) {
 	path := filepath.Join(dir, logFile)
 	file, err := raftboltdb.New(raftboltdb.Options{
 		Path: path,
@@ -42,10 +86,14 @@ func openLog(dir string) (LogStore, error) {
 		MsgpackUseNewTimeFormat: true,
 	})
 	if errors.Is(err, bolterrors.ErrTimeout) {
-		return nil, fmt.Errorf("%s is in use: another process runs on this directory", path)
+		return nil, inUse(path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
+	}
+	// Whoever was killed here may not have waited for its last write to reach the disk, and it can be read all the same.
+	if err := file.Sync(); err != nil {
+		return nil, errors.Join(err, file.Close())
 	}
 	cache, err := raft.NewLogCache(logCacheSize, file)
 	if err != nil {
@@ -55,6 +103,10 @@ func openLog(dir string) (LogStore, error) {
 }
 
 func (l *boltLog) Close() error { return l.file.Close() }
+
+func inUse(path string) error {
+	return fmt.Errorf("%s is in use: another process runs on this directory", path)
+}
 
 // watchedLog notices a disk that fails or hangs.
 //
@@ -88,6 +140,13 @@ func (l *watchedLog) write(op string, fn func() error) error {
 		l.halt(fmt.Errorf("%s: %w", op, err))
 	}
 	return err
+}
+
+// IsMonotonic reports whether the log takes no gaps. Raft asks, and clears such a log when a snapshot goes past its end;
+// hidden behind this wrapper, a node that was away for long would never get an entry again.
+func (l *watchedLog) IsMonotonic() bool {
+	log, ok := l.LogStore.(raft.MonotonicLogStore)
+	return ok && log.IsMonotonic()
 }
 
 func (l *watchedLog) StoreLog(entry *raft.Log) error { return l.StoreLogs([]*raft.Log{entry}) }

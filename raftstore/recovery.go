@@ -23,6 +23,7 @@ type recovery struct {
 	log    raft.LogStore
 	snaps  snapshots
 	logger *slog.Logger
+	format LogFormat
 }
 
 // open returns the state file as it was left, or an empty one. The state file is never synced while it runs, so that only
@@ -130,7 +131,7 @@ func (r recovery) base(clean bool) (position, error) {
 		}
 		return position{}, fmt.Errorf("%w (the log begins at %d). Copy the newest folder in %s from a healthy node, "+
 			"delete the damaged one here, and start again. Keep %s: it holds this node's votes and what it acknowledged",
-			problem, first, filepath.Join(r.dir, "snapshots"), logFile)
+			problem, first, filepath.Join(r.dir, "snapshots"), r.format.file())
 	}
 	return at, nil
 }

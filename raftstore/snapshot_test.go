@@ -235,8 +235,10 @@ func TestDamagedTransferIsNotKept(t *testing.T) {
 }
 
 // A node that was away while the others took snapshots and dropped their logs gets a snapshot.
-func TestLaggingNodeIsSentASnapshot(t *testing.T) {
-	c := newCluster(t, func(_ string, cfg *Config) { cfg.TrailingLogs = 10 })
+func TestLaggingNodeIsSentASnapshot(t *testing.T) { onBothLogs(t, laggingNode) }
+
+func laggingNode(t *testing.T, format LogFormat) {
+	c := newCluster(t, func(_ string, cfg *Config) { cfg.TrailingLogs, cfg.LogFormat = 10, format })
 	c.propose("set a 0")
 	away := c.followers()[0].cfg.ID
 	c.kill(away)

@@ -346,7 +346,8 @@ func TestConfigRefused(t *testing.T) {
 	}{
 		"no directory":       {func(c *Config) { c.Dir = "" }, "no Dir"},
 		"no machine":         {func(c *Config) { c.Machine = nil }, "no Machine"},
-		"no members":         {func(c *Config) { c.Members = nil }, "0 members"},
+		"two members":        {func(c *Config) { c.Members = c.Members[:2] }, "odd number"},
+		"no members":         {func(c *Config) { c.Members = nil }, "odd number"},
 		"one ID twice":       {func(c *Config) { c.Members[1].ID = "n1" }, "listed twice"},
 		"one key twice":      {func(c *Config) { c.Members[2].Key = c.Members[1].Key }, "one key"},
 		"one address twice":  {func(c *Config) { c.Members[2].Address = c.Members[1].Address }, "one address"},
@@ -357,6 +358,7 @@ func TestConfigRefused(t *testing.T) {
 		"another's key":      {func(c *Config) { c.Members[0].Key, c.Members[1].Key = c.Members[1].Key, c.Members[0].Key }, "not the one"},
 		"lease > heartbeat":  {func(c *Config) { c.Timing.Lease = time.Second }, "LeaderLeaseTimeout"},
 		"stall below lease":  {func(c *Config) { c.Timing.DiskStall = time.Millisecond }, "DiskStall"},
+		"unknown log":        {func(c *Config) { c.LogFormat = "tape" }, "bolt or wal"},
 		"negative MaxComand": {func(c *Config) { c.MaxCommand = -1 }, "MaxCommand"},
 	}
 	for name, tt := range tests {

@@ -67,7 +67,7 @@ func (a *app) serve(ctx context.Context, s serverSettings, p processSettings) (e
 	defer func() { err = errors.Join(err, tel.Shutdown(context.WithoutCancel(ctx))) }()
 
 	cfg := control.Config{
-		Node: node, Manifest: manifest, DataDir: s.DataDir, Logger: tel.Logger, Now: a.now,
+		Node: node, Manifest: manifest, DataDir: s.DataDir, LogStore: s.LogStore, Logger: tel.Logger, Now: a.now,
 		Skew: s.Skew, StrictSVID: s.Strict,
 		Tracer: tel.TracerProvider, Meter: tel.MeterProvider, Metrics: tel.MetricsHandler,
 	}

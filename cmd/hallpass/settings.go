@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hallpass/hallpass/control"
 	"github.com/hallpass/hallpass/internal/config"
 	"github.com/hallpass/hallpass/internal/telemetry"
 )
@@ -22,6 +23,7 @@ import (
 type serverSettings struct {
 	Node     string        `yaml:"node" doc:"this node's id, as in the manifest"`
 	DataDir  string        `yaml:"data_dir" doc:"folder of the replicated state; made when missing"`
+	LogStore string        `yaml:"log_store" doc:"how the log is kept in data_dir: bolt or wal (default bolt); a node stays with what it began with"`
 	KeysDir  string        `yaml:"keys_dir" doc:"folder that server init made"`
 	Manifest string        `yaml:"manifest" doc:"the cluster's manifest.json, the same on every node"`
 	Listen   listen        `yaml:"listen"`
@@ -113,6 +115,9 @@ func (s serverSettings) check() error {
 				errs = append(errs, fmt.Errorf("%w: %s is missing: %s (or --%s, %s)", config.ErrConfig, f.Path, f.Doc, f.Flag(), f.Env()))
 			}
 		}
+	}
+	if err := control.CheckLogStore(s.LogStore); err != nil {
+		errs = append(errs, fmt.Errorf("%w: log_store: %w", config.ErrConfig, err))
 	}
 	if s.Listen.Admin != "" && !localAddress(s.Listen.Admin) {
 		errs = append(errs, fmt.Errorf("%w: listen.admin: %s is not loopback: health and metrics have no authentication", config.ErrConfig, s.Listen.Admin))
