@@ -17,6 +17,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/hallpass/hallpass/grant"
 )
@@ -42,11 +44,15 @@ type ConnectorConfig struct {
 	// Logger may be nil. Now may be nil: time.Now.
 	Logger *slog.Logger
 	Now    func() time.Time
+	// TracerProvider may be nil: then there are no spans, and a traceparent passes
+	// through as it came.
+	TracerProvider trace.TracerProvider
 }
 
 // Connector is the client's end: it listens for programs on this machine that
 // know nothing of certificates, and carries what they say to a service's proxy.
 type Connector struct {
+	service       string
 	address, host string
 	want          spiffeid.ID
 	bundle        x509bundle.Source
@@ -54,8 +60,11 @@ type Connector struct {
 	tcp           bool
 	log           *slog.Logger
 	now           func() time.Time
+	tracer        trace.Tracer         // nil: nothing is traced
+	peer          []attribute.KeyValue // of every span
 
-	mu   sync.Mutex // owns pool
+	mu   sync.Mutex // owns what follows
+	cred *credential
 	pool *pool
 }
 
@@ -78,8 +87,11 @@ func NewConnector(cfg ConnectorConfig) (*Connector, error) {
 		return nil, fmt.Errorf("%w: %w", ErrConnector, err)
 	}
 	c := &Connector{
-		address: cfg.Address, host: cfg.Host, want: want, bundle: cfg.Bundle, source: cfg.Source,
-		tcp: cfg.TCP, log: cfg.Logger, now: cfg.Now,
+		service: cfg.Service, address: cfg.Address, host: cfg.Host, want: want, bundle: cfg.Bundle, source: cfg.Source,
+		tcp: cfg.TCP, log: cfg.Logger, now: cfg.Now, peer: peerAttributes(cfg.Address),
+	}
+	if cfg.TracerProvider != nil {
+		c.tracer = cfg.TracerProvider.Tracer(scopeName)
 	}
 	if c.host == "" {
 		c.host = host
@@ -105,14 +117,14 @@ func (c *Connector) Serve(ctx context.Context, ln net.Listener) error {
 // Dial opens a connection to the proxy with the certificate of now. In TLS 1.3
 // the proxy's refusal of that certificate comes with the first read.
 func (c *Connector) Dial(ctx context.Context, protocols ...string) (*tls.Conn, error) {
-	cert, err := c.source.Certificate(ctx)
+	cred, err := c.credential(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return c.dialWith(ctx, cert, protocols)
+	return c.dialWith(ctx, cred, protocols)
 }
 
-func (c *Connector) dialWith(ctx context.Context, cert *tls.Certificate, protocols []string) (*tls.Conn, error) {
+func (c *Connector) dialWith(ctx context.Context, cred *credential, protocols []string) (*tls.Conn, error) {
 	d := tls.Dialer{
 		NetDialer: &net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second},
 		Config: &tls.Config{
@@ -120,7 +132,7 @@ func (c *Connector) dialWith(ctx context.Context, cert *tls.Certificate, protoco
 			NextProtos: protocols,
 			ServerName: c.host,
 			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-				return cert, nil
+				return cred.cert, nil
 			},
 			InsecureSkipVerify:     true, //nolint:gosec // the name in the certificate is a SPIFFE ID, checked below
 			SessionTicketsDisabled: true,
@@ -176,9 +188,12 @@ func (c *Connector) serveTCP(ctx context.Context, ln net.Listener) error {
 
 func (c *Connector) carry(ctx context.Context, local net.Conn) {
 	defer func() { _ = local.Close() }() // both ends are done with it
-	remote, err := c.Dial(ctx)
+	ctx, span := c.carryingTCP(ctx)
+	var in, out atomic.Int64
+	remote, err := c.dialTCP(ctx, span)
 	if err != nil {
 		c.log.Error("cannot reach the proxy", slog.Any("error", err))
+		span.failed(err)
 		breakOff(local)
 		return
 	}
@@ -189,9 +204,9 @@ func (c *Connector) carry(ctx context.Context, local net.Conn) {
 	})
 	defer stop()
 	var wg sync.WaitGroup
-	var in, out atomic.Int64
+	var broken atomic.Pointer[error] // the first
 	one := func(to io.Writer, from io.Reader, n *atomic.Int64) {
-		if err := pipe(to, from, n); err != nil {
+		if err := pipe(to, from, n); err != nil && broken.CompareAndSwap(nil, &err) {
 			c.log.Warn("connection broke off", slog.Any("error", err))
 			breakOff(local)
 			breakOff(remote.NetConn())
@@ -200,6 +215,24 @@ func (c *Connector) carry(ctx context.Context, local net.Conn) {
 	wg.Go(func() { one(remote, local, &in) })
 	one(local, remote, &out)
 	wg.Wait()
+	if why := broken.Load(); why != nil {
+		err = *why
+	}
+	span.carried(&in, &out, err)
+}
+
+func (c *Connector) dialTCP(ctx context.Context, span *carrying) (*tls.Conn, error) {
+	cred, err := c.credential(ctx)
+	if err != nil {
+		return nil, err
+	}
+	span.under(cred)
+	remote, err := c.dialWith(ctx, cred, nil)
+	if err != nil {
+		return nil, err
+	}
+	span.from(remote)
+	return remote, nil
 }
 
 // pipe copies one direction and hands its end on as a half-close.

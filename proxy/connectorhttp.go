@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -11,22 +10,24 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"go.opentelemetry.io/otel/propagation"
 )
 
 // pool carries requests under one certificate. When the certificate is renewed
 // a new pool takes over: requests then leave on connections that live on, while
 // the old ones finish what they carry.
 type pool struct {
-	cert *tls.Certificate
+	cred *credential
 	h2   *http.Transport
 	h1   *http.Transport // for WebSocket, which HTTP/2 would need extended CONNECT for
 }
 
-func (c *Connector) newPool(cert *tls.Certificate) *pool {
+func (c *Connector) newPool(cred *credential) *pool {
 	transport := func(protocols ...string) *http.Transport {
 		return &http.Transport{
 			DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return c.dialWith(ctx, cert, protocols)
+				return c.dialWith(ctx, cred, protocols)
 			},
 			ForceAttemptHTTP2:     len(protocols) > 1,
 			DisableCompression:    true,
@@ -35,7 +36,7 @@ func (c *Connector) newPool(cert *tls.Certificate) *pool {
 			ExpectContinueTimeout: time.Second,
 		}
 	}
-	return &pool{cert: cert, h2: transport("h2", "http/1.1"), h1: transport("http/1.1")}
+	return &pool{cred: cred, h2: transport("h2", "http/1.1"), h1: transport("http/1.1")}
 }
 
 func (p *pool) retire() {
@@ -45,23 +46,40 @@ func (p *pool) retire() {
 
 // RoundTrip sends one request with the certificate of now.
 func (c *Connector) RoundTrip(r *http.Request) (*http.Response, error) {
-	cert, err := c.source.Certificate(r.Context())
+	r, span := c.carryingHTTP(r)
+	res, err := c.send(r, span)
+	if err != nil {
+		span.failed(err)
+		return nil, err
+	}
+	span.answered(res)
+	return res, nil
+}
+
+func (c *Connector) send(r *http.Request, span *carrying) (*http.Response, error) {
+	cred, err := c.credential(r.Context())
 	if err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	if c.pool == nil || c.pool.cert != cert {
-		if c.pool != nil {
-			c.pool.retire()
-		}
-		c.pool = c.newPool(cert)
-	}
-	p := c.pool
-	c.mu.Unlock()
+	span.under(cred)
+	p := c.poolOf(cred)
 	if r.Header.Get("Upgrade") != "" {
 		return p.h1.RoundTrip(r)
 	}
 	return p.h2.RoundTrip(r)
+}
+
+// poolOf is the pool of a credential; that of the one before is retired.
+func (c *Connector) poolOf(cred *credential) *pool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pool == nil || c.pool.cred != cred {
+		if c.pool != nil {
+			c.pool.retire()
+		}
+		c.pool = c.newPool(cred)
+	}
+	return c.pool
 }
 
 // serveHTTP is a reverse proxy for programs on this machine.
@@ -100,13 +118,15 @@ func (c *Connector) handler(overTCP bool) http.Handler {
 			// The target as it came, byte for byte: the proxy reads it, nobody before.
 			pr.Out.URL = &url.URL{Scheme: "https", Host: c.address, Opaque: pr.In.RequestURI}
 			pr.Out.Host = c.host
+			pr.Out.Trailer = pr.In.Trailer // filled in while the body is read
 			if pr.Out.Header.Get("Origin") != "" {
 				pr.Out.Header.Set("Origin", "https://"+c.host)
 			}
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			c.log.Error("request not carried", slog.Any("error", err))
-			pr := newProblem(http.StatusBadGateway, "proxy_unreachable", connectDetail(err), strings.TrimPrefix(c.want.Path(), "/service/"))
+			_, detail := connectTrouble(err)
+			pr := newProblem(http.StatusBadGateway, "proxy_unreachable", detail, c.service)
 			h := w.Header()
 			h.Set("Content-Type", "application/problem+json")
 			w.WriteHeader(pr.Status)
@@ -115,27 +135,31 @@ func (c *Connector) handler(overTCP bool) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if why := c.foreign(r, overTCP); why != "" {
-			pr := newProblem(http.StatusForbidden, "foreign_origin", why, strings.TrimPrefix(c.want.Path(), "/service/"))
+			pr := newProblem(http.StatusForbidden, "foreign_origin", why, c.service)
 			w.Header().Set("Content-Type", "application/problem+json")
 			w.WriteHeader(pr.Status)
 			_, _ = w.Write(pr.json()) // who asked may be gone
 			return
 		}
+		if c.tracer != nil {
+			r = r.WithContext(propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header)))
+		}
 		rp.ServeHTTP(w, r)
 	})
 }
 
-// connectDetail says what went wrong in words that help and give nothing away.
-func connectDetail(err error) string {
+// connectTrouble says what went wrong, in one word for machines and in words that
+// help and give nothing away.
+func connectTrouble(err error) (kind, detail string) {
 	text := err.Error()
 	switch {
 	// The second is what HTTP/2 makes of a TLS alert that comes with its first read.
 	case strings.Contains(text, "remote error: tls"), strings.Contains(text, "could not be established"):
-		return "the proxy refused the connection, most likely for its certificate; see `hallpass status` and the proxy's access log"
-	case strings.Contains(text, "renew certificate"):
-		return "there is no valid certificate and none could be fetched"
+		return "proxy_refused", "the proxy refused the connection, most likely for its certificate; see `hallpass status` and the proxy's access log"
+	case errors.Is(err, errNoCertificate):
+		return "no_certificate", "there is no valid certificate and none could be fetched"
 	default:
-		return "the proxy could not be reached or is not the service's"
+		return "proxy_unreachable", "the proxy could not be reached or is not the service's"
 	}
 }
 

@@ -104,8 +104,7 @@ func (x *exchange) forward(s *shape) {
 // which net/http does not parse or clean.
 func (x *exchange) outgoing(s *shape) *http.Request {
 	r, p := x.r, x.p
-	ctx := p.tele.upstream(x.ctx, &x.spans, x.c, p.cfg, r.Header)
-	out := r.WithContext(ctx)
+	out := r.WithContext(x.traceUpstream())
 	x.url = url.URL{Scheme: "http", Host: p.up.authority, Opaque: r.RequestURI}
 	out.URL = &x.url
 	out.RequestURI, out.Close, out.TransferEncoding, out.Trailer = "", false, nil, nil

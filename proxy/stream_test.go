@@ -69,26 +69,28 @@ func TestServerSentEvents(t *testing.T) {
 
 func wsUpstream(t testing.TB) string {
 	t.Helper()
-	return upstreamServer(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/refuse" {
-			http.Error(w, "no websocket here", http.StatusTeapot)
-			return
-		}
-		c, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true})
+	return upstreamServer(t, echoSockets)
+}
+
+func echoSockets(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/refuse" {
+		http.Error(w, "no websocket here", http.StatusTeapot)
+		return
+	}
+	c, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true})
+	if err != nil {
+		return
+	}
+	defer func() { _ = c.CloseNow() }()
+	for {
+		kind, data, err := c.Read(r.Context())
 		if err != nil {
 			return
 		}
-		defer func() { _ = c.CloseNow() }()
-		for {
-			kind, data, err := c.Read(r.Context())
-			if err != nil {
-				return
-			}
-			if err := c.Write(r.Context(), kind, data); err != nil {
-				return
-			}
+		if err := c.Write(r.Context(), kind, data); err != nil {
+			return
 		}
-	})
+	}
 }
 
 func (e *env) websocket(ctx context.Context, cert tls.Certificate, path string) (*websocket.Conn, *http.Response, error) {

@@ -2,7 +2,9 @@ package proxy
 
 import (
 	"context"
+	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -26,14 +28,18 @@ type telemetry struct {
 	refused    metric.Int64Counter
 	cuts       metric.Int64Counter
 	h2errors   metric.Int64Counter
-	labels     sync.Map // requestLabel → metric.MeasurementOption
+	toUpstream []attribute.KeyValue // of every client span
+	labels     sync.Map             // requestLabel → metric.MeasurementOption
 	measuring  bool
 }
 
 type requestLabel struct{ decision, reason, protocol string }
 
 func newTelemetry(cfg *config) (*telemetry, error) {
-	t := &telemetry{measuring: cfg.meters != nil}
+	t := &telemetry{measuring: cfg.meters != nil, toUpstream: []attribute.KeyValue{
+		attribute.String("server.address", cfg.upstream.address),
+		attribute.String("hallpass.service", cfg.service),
+	}}
 	if cfg.tracers != nil {
 		t.tracer = cfg.tracers.Tracer(scopeName)
 	}
@@ -127,7 +133,8 @@ func (t *telemetry) reason(ctx context.Context, c metric.Int64Counter, reason st
 	}
 }
 
-// spans are the two of a proxied request: what the client asked, what the upstream was asked.
+// spans are the two of a proxied request or tcp connection: what the client
+// asked, what the upstream was asked.
 type spans struct {
 	server, client trace.Span // nil while nothing is traced
 	traceID        string
@@ -140,32 +147,67 @@ func (t *telemetry) begin(r *http.Request, c *conn) (context.Context, spans) {
 		return ctx, spans{traceID: traceOf(r.Header)}
 	}
 	ctx = propagation.TraceContext{}.Extract(ctx, propagation.HeaderCarrier(r.Header))
-	ctx, span := t.tracer.Start(ctx, r.Method, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(
-		attribute.String("http.request.method", r.Method),
+	method, name := spanMethod(r.Method)
+	ctx, span := t.tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(method...), trace.WithAttributes(
+		attribute.String("url.scheme", "https"),
 		attribute.String("url.path", pathOf(r.RequestURI)),
-		attribute.String("network.protocol.version", r.Proto),
-		attribute.String("hallpass.subject", c.adm.subject),
-		attribute.String("hallpass.grant.id", c.adm.grantID),
-	))
-	s := spans{server: span}
-	if sc := span.SpanContext(); sc.HasTraceID() {
-		s.traceID = sc.TraceID().String()
-	}
-	return ctx, s
+		attribute.String("network.protocol.version", httpVersion(r.ProtoMajor)),
+	), trace.WithAttributes(c.spanAttributes()...))
+	return ctx, spans{server: span, traceID: traceIDOf(span)}
 }
 
-// upstream starts the client span and tells the upstream of it.
-func (t *telemetry) upstream(ctx context.Context, s *spans, c *conn, cfg *config, h http.Header) context.Context {
+// upstream starts the span of what is asked of the upstream.
+func (t *telemetry) upstream(ctx context.Context, s *spans, name string, attrs []attribute.KeyValue) context.Context {
 	if t.tracer == nil {
 		return ctx
 	}
-	ctx, s.client = t.tracer.Start(ctx, "upstream", trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(
-		attribute.String("server.address", cfg.upstream.address),
-		attribute.String("hallpass.service", cfg.service),
-		attribute.String("hallpass.grant.id", c.adm.grantID),
-	))
-	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(h))
+	ctx, s.client = t.tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(t.toUpstream...), trace.WithAttributes(attrs...))
 	return ctx
+}
+
+// traceUpstream starts the span of a request to the upstream, which learns of it.
+func (x *exchange) traceUpstream() context.Context {
+	if x.p.tele.tracer == nil {
+		return x.ctx
+	}
+	method, name := spanMethod(x.r.Method)
+	ctx := x.p.tele.upstream(x.ctx, &x.spans, name, append(method, attribute.String("hallpass.grant.id", x.c.adm.grantID)))
+	inject(ctx, x.r.Header)
+	return ctx
+}
+
+// beginTCP starts the span of a tcp service's connection.
+func (t *telemetry) beginTCP(ctx context.Context, c *conn) (context.Context, spans) {
+	if t.tracer == nil {
+		return ctx, spans{}
+	}
+	ctx, span := t.tracer.Start(ctx, "tcp", trace.WithSpanKind(trace.SpanKindServer),
+		trace.WithAttributes(attribute.String("network.transport", "tcp")), trace.WithAttributes(c.spanAttributes()...))
+	return ctx, spans{server: span, traceID: traceIDOf(span)}
+}
+
+// spanAttributes says whose connection it is.
+func (c *conn) spanAttributes() []attribute.KeyValue {
+	attrs := []attribute.KeyValue{
+		attribute.String("hallpass.subject", c.adm.subject),
+		attribute.String("hallpass.grant.id", c.adm.grantID),
+	}
+	host, port, err := net.SplitHostPort(c.peer)
+	if err != nil {
+		return attrs
+	}
+	attrs = append(attrs, attribute.String("client.address", host))
+	if n, err := strconv.Atoi(port); err == nil {
+		attrs = append(attrs, attribute.Int("client.port", n))
+	}
+	return attrs
+}
+
+func traceIDOf(span trace.Span) string {
+	if sc := span.SpanContext(); sc.HasTraceID() {
+		return sc.TraceID().String()
+	}
+	return ""
 }
 
 // end ends both spans.
@@ -175,11 +217,15 @@ func (s *spans) end(r *record) {
 			continue
 		}
 		span.SetAttributes(
-			attribute.Int("http.response.status_code", r.status),
 			attribute.String("hallpass.decision", r.decision),
 			attribute.String("hallpass.permission", r.permission),
 		)
-		if r.status >= http.StatusInternalServerError || r.status == 0 {
+		bad := r.reason != ""
+		if r.kind == kindRequest {
+			span.SetAttributes(attribute.Int("http.response.status_code", r.status))
+			bad = r.status >= http.StatusInternalServerError || r.status == 0
+		}
+		if bad {
 			span.SetStatus(codes.Error, r.reason)
 		}
 		span.End()

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"go.opentelemetry.io/otel/attribute"
 )
 
 // errTruncated is returned when a peer's stream ended without TLS saying so.
@@ -175,11 +177,14 @@ func (p *Proxy) serveTCP(c *conn, client *tls.Conn) {
 	defer func() { _ = client.Close() }() // says close_notify where it still can
 	rec := record{time: c.started, kind: kindConnection, event: "end", conn: c.id, service: p.cfg.service, protocol: "tcp", peer: c.peer}
 	rec.of(c.adm)
+	ctx, spans := p.tele.beginTCP(c.ctx, c)
+	rec.trace = spans.traceID
 	var in, out atomic.Int64
 	defer func() {
 		rec.bytesIn, rec.bytesOut = in.Load(), out.Load()
 		rec.duration = since(p.cfg.now, c.started)
-		p.tele.request(context.Background(), &rec)
+		p.tele.request(context.WithoutCancel(ctx), &rec)
+		spans.end(&rec)
 		_ = p.access.write(&rec) // a failure denies the next connection
 	}()
 	if rec.reason = p.mayTCP(c); rec.reason != "" {
@@ -195,7 +200,8 @@ func (p *Proxy) serveTCP(c *conn, client *tls.Conn) {
 		rec.decision, rec.permission, rec.reason = decisionDeny, "", reasonLogUnavailable
 		return
 	}
-	upstream, err := p.up.dial(c.ctx)
+	ctx = p.tele.upstream(ctx, &spans, "tcp", []attribute.KeyValue{attribute.String("hallpass.grant.id", c.adm.grantID)})
+	upstream, err := p.up.dial(ctx)
 	if err != nil {
 		if rec.reason = c.cutReason(); rec.reason == "" {
 			rec.reason = reasonUpstream
