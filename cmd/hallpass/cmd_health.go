@@ -62,13 +62,46 @@ func (a *app) health(ctx context.Context, address string) error {
 	if err != nil {
 		return fmt.Errorf("not ready: %w", err)
 	}
-	h := health{resp.StatusCode == http.StatusOK, strings.TrimSpace(string(body))}
-	if !h.Ready {
-		return fmt.Errorf("not ready: %s: %s", resp.Status, h.Detail)
-	}
+	h := health{Ready: resp.StatusCode == http.StatusOK, Detail: strings.TrimSpace(string(body))}
 	var raw json.RawMessage
-	if json.Unmarshal(body, &raw) == nil {
-		return a.print(map[string]any{"ready": true, "detail": raw}, func(w *tabular) { w.line("ready: %s", h.Detail) })
+	if json.Unmarshal(body, &raw) != nil {
+		if !h.Ready {
+			return fmt.Errorf("not ready: %s: %s", resp.Status, h.Detail)
+		}
+		return a.print(h, func(w *tabular) { w.line("ready") })
 	}
-	return a.print(h, func(w *tabular) { w.line("ready") })
+	var said findings
+	_ = json.Unmarshal(body, &said) // of another shape, it says nothing here
+	if !h.Ready {
+		return fmt.Errorf("not ready: %s: %s", resp.Status, strings.Join(said.bad("fail"), "; "))
+	}
+	return a.print(map[string]any{"ready": true, "detail": raw}, func(w *tabular) {
+		w.line("ready")
+		for _, warning := range said.bad("warn") {
+			w.line("warning: %s", warning)
+		}
+	})
+}
+
+// findings is what /readyz says, a server's or a proxy's.
+type findings struct {
+	Findings []struct {
+		Check  string `json:"check"`
+		Status string `json:"status"`
+		Detail string `json:"detail"`
+	} `json:"findings"`
+	Problems []string `json:"problems"`
+}
+
+// bad is what is of that status; what a proxy finds wrong always fails.
+func (f findings) bad(status string) (out []string) {
+	if status == "fail" {
+		out = append(out, f.Problems...)
+	}
+	for _, found := range f.Findings {
+		if found.Status == status {
+			out = append(out, found.Check+": "+found.Detail)
+		}
+	}
+	return out
 }
