@@ -4,7 +4,7 @@
 set -euo pipefail
 declare -A package=(
   [gcc]=gcc [make]=make [git]=git [curl]=curl [openssl]=openssl [nginx]=nginx-light [jq]=jq
-  [/bin/busybox]=busybox-static [docker-compose]=docker-compose
+  [/bin/busybox]=busybox-static [python3]=python3 [docker-compose]=docker-compose
 )
 missing=()
 for program in "${!package[@]}"; do
