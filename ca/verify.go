@@ -2,6 +2,7 @@ package ca
 
 import (
 	"crypto/x509"
+	"encoding/asn1"
 	"fmt"
 	"slices"
 	"time"
@@ -21,8 +22,8 @@ const maxChain = 6
 // error wraps ErrUntrusted.
 //
 // It asks for what go-spiffe does not: the extended key usage of a client, the
-// digitalSignature key usage, a SPIFFE ID of at most 2048 bytes with a path, and
-// the trust domain. Nothing of any other trust domain passes, the grants domain
+// digitalSignature key usage, a SPIFFE ID of at most 2048 bytes with a path, in
+// its one spelling, and the trust domain. Nothing of any other trust domain passes, the grants domain
 // first of all: a grant certificate names a permission, not a caller.
 func VerifyIdentity(chain, roots []*x509.Certificate, td spiffeid.TrustDomain, now time.Time) (spiffeid.ID, error) {
 	if td.IsZero() || len(roots) == 0 || now.IsZero() {
@@ -44,6 +45,9 @@ func VerifyIdentity(chain, roots []*x509.Certificate, td spiffeid.TrustDomain, n
 	if err != nil {
 		return spiffeid.ID{}, fmt.Errorf("%w: %w", ErrUntrusted, err)
 	}
+	if err := spelled(leaf, id.String()); err != nil {
+		return spiffeid.ID{}, fmt.Errorf("%w: %w", ErrUntrusted, err)
+	}
 	if !id.MemberOf(td) || id.Path() == "" {
 		return spiffeid.ID{}, fmt.Errorf("%w: %s is not a member of %s", ErrUntrusted, id, td)
 	}
@@ -59,6 +63,28 @@ func VerifyIdentity(chain, roots []*x509.Certificate, td spiffeid.TrustDomain, n
 		return spiffeid.ID{}, fmt.Errorf("%w: the certificate of %s is not for TLS clients", ErrUntrusted, id)
 	}
 	return id, nil
+}
+
+// spelled checks that the URI in a certificate's bytes is this one. net/url
+// lower-cases a scheme and drops an empty query or fragment: two certificates
+// whose names another verifier tells apart would be one caller here.
+func spelled(leaf *x509.Certificate, uri string) error {
+	var names []asn1.RawValue
+	for _, ext := range leaf.Extensions {
+		if !ext.Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 17}) { // id-ce-subjectAltName
+			continue
+		}
+		if _, err := asn1.Unmarshal(ext.Value, &names); err != nil {
+			return fmt.Errorf("subject alternative name: %w", err)
+		}
+	}
+	const tagURI = 6 // RFC 5280 §4.2.1.6
+	for _, n := range names {
+		if n.Class == asn1.ClassContextSpecific && n.Tag == tagURI && string(n.Bytes) != uri {
+			return fmt.Errorf("the name %q is another spelling of %s", n.Bytes, uri)
+		}
+	}
+	return nil
 }
 
 // forClients reports whether a verified chain may authenticate a TLS client: the

@@ -4,6 +4,8 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"net/url"
 	"strings"
@@ -37,6 +39,16 @@ func personTemplate(t *testing.T, uris ...string) x509.Certificate {
 	return c
 }
 
+// spelt is a person's certificate with these bytes for a URI name.
+func spelt(t *testing.T, uri string) x509.Certificate {
+	t.Helper()
+	c := personTemplate(t)
+	name := asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(uri)}
+	san := got(asn1.Marshal([]asn1.RawValue{name}))(t)
+	c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Critical: true, Value: san}}
+	return c
+}
+
 func TestVerifyIdentity(t *testing.T) {
 	root, sign := loneRoot(t, "acme.test")
 	otherRoot, otherSign := loneRoot(t, "acme.test")
@@ -53,6 +65,7 @@ func TestVerifyIdentity(t *testing.T) {
 	}
 	both := []*x509.Certificate{otherRoot, root}
 	got(VerifyIdentity([]*x509.Certificate{sign(personTemplate(t, alice))}, both, testTD(), testNow()))(t)
+	got(VerifyIdentity([]*x509.Certificate{sign(spelt(t, alice))}, roots, testTD(), testNow()))(t)
 
 	long := personTemplate(t, "spiffe://acme.test/"+strings.Repeat("a", 2048))
 	for name, c := range map[string]struct {
@@ -77,6 +90,11 @@ func TestVerifyIdentity(t *testing.T) {
 		"two kinds of URI":        {chain: []*x509.Certificate{sign(personTemplate(t, alice, "https://acme.test/"))}},
 		"no SPIFFE ID":            {chain: []*x509.Certificate{sign(personTemplate(t, "https://acme.test/user/alice"))}},
 		"over-long":               {chain: []*x509.Certificate{sign(long)}},
+		"upper-case scheme":       {chain: []*x509.Certificate{sign(spelt(t, "SPIFFE://acme.test/user/alice"))}},
+		"upper-case domain":       {chain: []*x509.Certificate{sign(spelt(t, "spiffe://ACME.test/user/alice"))}},
+		"empty query":             {chain: []*x509.Certificate{sign(spelt(t, alice+"?"))}},
+		"empty fragment":          {chain: []*x509.Certificate{sign(spelt(t, alice+"#"))}},
+		"an escape":               {chain: []*x509.Certificate{sign(spelt(t, "spiffe://acme.test/user/%61lice"))}},
 		"a server's": {chain: []*x509.Certificate{with(func(c *x509.Certificate) {
 			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 		})}},

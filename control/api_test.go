@@ -153,6 +153,21 @@ func TestIdempotencyAcrossLeaders(t *testing.T) {
 	c.check()
 }
 
+// said is an audit entry as far as tests look at it.
+type said struct{ Actor, Node, Kind, Object string }
+
+// lastEntry is what the audit log says last.
+func (c *cluster) lastEntry(t *testing.T) (entry said) {
+	t.Helper()
+	var last []byte
+	must(t, c.leader().Store().ReadRecords(0, func(_ uint64, body []byte) bool {
+		last = append(last[:0], body...)
+		return true
+	}))
+	must(t, json.Unmarshal(last, &entry))
+	return entry
+}
+
 // TestFollowersForward: the leader takes the caller's chain, and the leaf names
 // the node that vouches for the handshake.
 func TestFollowersForward(t *testing.T) {
@@ -161,14 +176,7 @@ func TestFollowersForward(t *testing.T) {
 	follower := c.follower()
 	r, err := c.at(follower, "user/alice").CreateRequest(t.Context(), readAccounts())
 	must(t, err)
-	leader := c.leader()
-	var entry struct{ Actor, Node, Kind, Object string }
-	var last []byte
-	must(t, leader.Store().ReadRecords(0, func(_ uint64, body []byte) bool {
-		last = append(last[:0], body...)
-		return true
-	}))
-	must(t, json.Unmarshal(last, &entry))
+	entry := c.lastEntry(t)
 	if entry.Actor != "spiffe://acme.test/user/alice" || entry.Node != follower.ID() || entry.Object != r.ID {
 		t.Errorf("the leaf says %+v, the call came by %s", entry, follower.ID())
 	}

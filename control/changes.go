@@ -68,7 +68,8 @@ func (b backend) Change(ctx context.Context, call api.Call, id string) (out api.
 func (b backend) Changes(ctx context.Context, call api.Call, state string, p api.Page) (out api.ChangeList, err error) {
 	out.Changes = []api.Change{}
 	err = b.viewAsPerson(ctx, call, func(s approval.State) error {
-		page, cursor, err := s.Changes(approval.Filter{State: state, Limit: p.Limit, Cursor: p.Cursor})
+		all := approval.Filter{State: state, Limit: p.Limit, Cursor: p.Cursor}
+		page, cursor, err := visiblePage(all, s.Changes, func(approval.Change) bool { return true }, weighChange)
 		if err != nil {
 			return err
 		}

@@ -184,7 +184,7 @@ func CheckLogStore(name string) error { return raftstore.LogFormat(name).Valid()
 // storeConfig is the replicated store's part of a Config.
 func (c Config) storeConfig(log *slog.Logger) raftstore.Config {
 	rc := raftstore.Config{
-		ID: c.Node.ID, Dir: c.DataDir, Listener: c.Raft, Key: c.Node.TransportKey,
+		Cluster: c.Manifest.Cluster, ID: c.Node.ID, Dir: c.DataDir, Listener: c.Raft, Key: c.Node.TransportKey,
 		Machine: &machine{}, Logger: log, Timing: c.Timing,
 		LogFormat: raftstore.LogFormat(c.LogStore),
 	}

@@ -30,8 +30,8 @@ const (
 
 	// maxChainHeader bounds a caller's chain, base64.
 	maxChainHeader = 64 << 10
-	// maxForwarded bounds an answer that is relayed.
-	maxForwarded = 16 << 20
+	// relayed is how much of an answer is in hand before any of it is passed on.
+	relayed = 64 << 10
 )
 
 // errNotSent is in the error of a forward that never reached the leader.
@@ -117,10 +117,18 @@ func (n *node) toLeader(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer func() { _ = resp.Body.Close() }()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxForwarded))
-	if err != nil {
+	if err := relay(w, resp); err != nil {
 		n.handler.Problem(w, r, forwardProblem(r, err))
-		return
+	}
+}
+
+// relay gives the caller what the leader answers. An error means that nothing
+// was given. A leader that breaks off later breaks the caller's answer off, too:
+// half a list must not look like a whole one.
+func relay(w http.ResponseWriter, resp *http.Response) error {
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, relayed))
+	if err != nil {
+		return err
 	}
 	for _, name := range []string{"Content-Type", "Location", "Retry-After", "X-Hallpass-Index", "Allow"} {
 		if v := resp.Header.Get(name); v != "" {
@@ -128,7 +136,13 @@ func (n *node) toLeader(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	w.WriteHeader(resp.StatusCode)
-	_, _ = w.Write(answer) // the caller's loss
+	if _, err := w.Write(answer); err != nil || len(answer) < relayed {
+		return nil //nolint:nilerr // the caller's loss
+	}
+	if _, err := io.Copy(w, resp.Body); err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	return nil
 }
 
 // forwardHeader is all that the leader hears of a call besides its target and
@@ -199,12 +213,19 @@ func (l peerListener) Accept() (net.Conn, error) {
 func (n *node) peerServer(serving context.Context) *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+pathVerified, n.serveVerified)
-	mux.HandleFunc("GET "+pathClock, n.serveClock)
-	mux.Handle("/", n.observed(http.HandlerFunc(n.serveForwarded)))
+	forwarded := n.observed(http.HandlerFunc(n.serveForwarded))
 	return &http.Server{
-		Handler:           mux,
+		// Not a ServeMux, which would clean a path before anybody has looked at it.
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch r.Method + " " + r.RequestURI {
+			case "GET " + pathVerified:
+				n.serveVerified(w, r)
+			case "GET " + pathClock:
+				n.serveClock(w, r)
+			default:
+				forwarded.ServeHTTP(w, r)
+			}
+		}),
 		ReadHeaderTimeout: n.limits.Header,
 		MaxHeaderBytes:    maxHeader + maxChainHeader,
 		Protocols:         protocols,
@@ -223,7 +244,7 @@ func (n *node) peerServer(serving context.Context) *http.Server {
 // checks itself.
 func (n *node) serveForwarded(w http.ResponseWriter, r *http.Request) {
 	via, _ := r.Context().Value(viaKey).(string)
-	chain, err := parseChain(r.Header.Get(headerChain))
+	chain, err := parseChain(r.Header[headerChain])
 	if via == "" || err != nil {
 		n.handler.Problem(w, r, api.NewProblem(api.CodeUnauthorized, "the forwarded call names no caller", ""))
 		return
@@ -242,11 +263,11 @@ func (n *node) serveForwarded(w http.ResponseWriter, r *http.Request) {
 	n.handler.ServeHTTP(w, r.WithContext(api.WithCaller(ctx, who.api())))
 }
 
-func parseChain(text string) ([]*x509.Certificate, error) {
-	if text == "" || len(text) > maxChainHeader {
-		return nil, errors.New("no chain, or one that is too long")
+func parseChain(header []string) ([]*x509.Certificate, error) {
+	if len(header) != 1 || len(header[0]) > maxChainHeader {
+		return nil, errors.New("no chain, more than one, or one that is too long")
 	}
-	der, err := base64.StdEncoding.DecodeString(text)
+	der, err := base64.StdEncoding.Strict().DecodeString(header[0])
 	if err != nil {
 		return nil, err
 	}

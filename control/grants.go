@@ -69,7 +69,7 @@ func (b backend) Grants(ctx context.Context, call api.Call, f api.Filter) (out a
 			}
 			r, err := s.Request(g.ID)
 			return err == nil && e.sees(r)
-		})
+		}, weighGrant)
 		if err != nil {
 			return err
 		}

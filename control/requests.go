@@ -260,36 +260,6 @@ func (b backend) Request(ctx context.Context, call api.Call, id string, wait api
 	return out, index, nil
 }
 
-// visiblePage collects a page of what the caller may see, over as many pages of
-// the state as that takes.
-func visiblePage[T any](f approval.Filter, next func(approval.Filter) ([]T, string, error), sees func(T) bool) ([]T, string, error) {
-	limit := f.Limit
-	if limit <= 0 {
-		limit = approval.DefaultLimit
-	}
-	var out []T
-	for range maxPages {
-		f.Limit = limit - len(out)
-		page, cursor, err := next(f)
-		if err != nil {
-			return nil, "", err
-		}
-		for _, t := range page {
-			if sees(t) {
-				out = append(out, t)
-			}
-		}
-		if cursor == "" || len(out) == limit {
-			return out, cursor, nil
-		}
-		f.Cursor = cursor
-	}
-	return out, f.Cursor, nil
-}
-
-// maxPages bounds the work of one list call; its page may be short.
-const maxPages = 50
-
 func filter(f api.Filter) approval.Filter {
 	return approval.Filter{
 		State: f.State, Service: f.Service, Subject: f.Subject, Requester: f.Requester, Limit: f.Limit, Cursor: f.Cursor,
@@ -304,7 +274,7 @@ func (b backend) Requests(ctx context.Context, call api.Call, f api.Filter) (out
 		if err != nil {
 			return err
 		}
-		page, cursor, err := visiblePage(filter(f), s.Requests, e.sees)
+		page, cursor, err := visiblePage(filter(f), s.Requests, e.sees, weighRequest)
 		if err != nil {
 			return err
 		}

@@ -54,6 +54,8 @@ type cluster struct {
 	dirs    map[string]string
 	nodes   map[string]*Store            // running ones
 	adjust  func(id string, cfg *Config) // of every start
+
+	revision uint64 // of members
 }
 
 // newCluster starts three nodes, and has the test run beside others, as it mostly waits.
@@ -106,7 +108,7 @@ func listen(t testing.TB, address string) net.Listener {
 
 func (c *cluster) config(id string) Config {
 	cfg := Config{
-		ID: id, Dir: c.dirs[id], Key: c.keys[id], Members: c.members, Machine: kv{},
+		ID: id, Dir: c.dirs[id], Key: c.keys[id], Members: c.members, MembersRevision: c.revision, Machine: kv{},
 		Logger: testLogger(c.t, id), Timing: testTiming(),
 	}
 	if c.adjust != nil {

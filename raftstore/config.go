@@ -46,12 +46,16 @@ type Config struct {
 	Dir        string             // made when missing, mode 0700
 	Listener   net.Listener       // plain TCP; the store puts TLS on it and owns it from then on
 	Key        ed25519.PrivateKey // of this node's Member.Key
-	Members    []Member           // the same on every node; their number is odd
+	Cluster    string             // its name, the same on every node and no other cluster's
+	Members    []Member           // the nodes it talks to; those of a new cluster are its first members
+	Join       bool               // never make a cluster: wait to be made a member of one
 	Machine    Machine
 	Logger     *slog.Logger // nil discards
 	Timing     Timing
 	LogFormat  LogFormat // how the log in Dir is kept; default LogBolt
 	MaxCommand int       // largest command in bytes; default 1 MiB
+
+	MembersRevision uint64 // of Members; a newer list that SetMembers was given in an earlier run holds over it
 
 	SnapshotThreshold uint64 // entries between snapshots; default 65,536
 	TrailingLogs      uint64 // entries kept behind a snapshot; default 131,072
@@ -87,7 +91,7 @@ func (c Config) settings() (settings, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := settings{Config: c, members: make(map[string]Member, len(c.Members))}
+	s := settings{Config: c}
 	switch {
 	case c.Dir == "":
 		return s, errors.New("no Dir")
@@ -110,40 +114,11 @@ func (c Config) settings() (settings, error) {
 	return s, raft.ValidateConfig(s.raftConfig())
 }
 
-// readMembers refuses a membership in which one node could count as two, or in which an even number of nodes makes a
-// cluster no stronger than with one node fewer.
-func (s *settings) readMembers() error {
-	if n := len(s.Members); n == 0 || n > maxMembers || n%2 == 0 {
-		return fmt.Errorf("%d members: want an odd number, at most %d", n, maxMembers)
-	}
+// readMembers checks the list and that this node is in it, with its key.
+func (s *settings) readMembers() (err error) {
 	slices.SortFunc(s.Members, func(a, b Member) int { return cmp.Compare(a.ID, b.ID) })
-	addresses := make(map[string]string)
-	for i, m := range s.Members {
-		if !validID(m.ID) {
-			return fmt.Errorf("member ID %q: want 1 to 63 of a-z, 0-9 and inner -", m.ID)
-		}
-		if _, dup := s.members[m.ID]; dup {
-			return fmt.Errorf("member %q is listed twice", m.ID)
-		}
-		s.members[m.ID] = m
-		if s.Transport != nil {
-			continue
-		}
-		if _, _, err := net.SplitHostPort(m.Address); err != nil {
-			return fmt.Errorf("member %q: address: %w", m.ID, err)
-		}
-		if other, dup := addresses[m.Address]; dup {
-			return fmt.Errorf("members %q and %q have one address, %s", other, m.ID, m.Address)
-		}
-		addresses[m.Address] = m.ID
-		if len(m.Key) != ed25519.PublicKeySize {
-			return fmt.Errorf("member %q: the key is %d bytes, want %d", m.ID, len(m.Key), ed25519.PublicKeySize)
-		}
-		for _, other := range s.Members[:i] {
-			if other.Key.Equal(m.Key) {
-				return fmt.Errorf("members %q and %q have one key: a stolen key would count as two nodes", other.ID, m.ID)
-			}
-		}
+	if s.members, err = readRoster(s.Members, s.Transport == nil); err != nil {
+		return err
 	}
 	self, ok := s.members[s.ID]
 	if !ok {
@@ -213,7 +188,7 @@ func (s settings) raftConfig() *raft.Config {
 	return c
 }
 
-// raftMembers is the configuration every node bootstraps with. An entry's address is the node's ID, which the transport
+// raftMembers is the configuration a new cluster begins with. An entry's address is the node's ID, which the transport
 // resolves: where a node lives can change without a change of membership.
 func (s settings) raftMembers() raft.Configuration {
 	var c raft.Configuration
@@ -223,9 +198,16 @@ func (s settings) raftMembers() raft.Configuration {
 	return c
 }
 
-// fingerprint identifies what all nodes must agree on. Two nodes with different ones never exchange a message: a node
-// that was started with another membership or other time-outs would otherwise vote by other rules.
-func (s settings) fingerprint() [sha256.Size]byte {
+// canFound refuses first members whose even number makes a cluster no stronger than one node fewer would.
+func (s settings) canFound() error {
+	if n := len(s.Members); n > maxMembers || n%2 == 0 {
+		return fmt.Errorf("%d members: a new cluster has an odd number, at most %d", n, maxMembers)
+	}
+	return nil
+}
+
+// foundingHash identifies the first members: nodes that were given different ones do not make a cluster together.
+func (s settings) foundingHash() [sha256.Size]byte {
 	h := sha256.New()
 	field := func(b []byte) {
 		var n [8]byte
@@ -233,13 +215,11 @@ func (s settings) fingerprint() [sha256.Size]byte {
 		_, _ = h.Write(n[:]) // a hash's Write never fails
 		_, _ = h.Write(b)
 	}
-	field([]byte("hallpass raftstore v1"))
+	field([]byte("hallpass raftstore founding v1"))
+	field([]byte(s.Cluster))
 	for _, m := range s.Members {
 		field([]byte(m.ID))
 		field(m.Key)
-	}
-	for _, d := range []time.Duration{s.Timing.Heartbeat, s.Timing.Election, s.Timing.Lease} {
-		field(binary.BigEndian.AppendUint64(nil, uint64(d)))
 	}
 	return [sha256.Size]byte(h.Sum(nil))
 }

@@ -15,12 +15,13 @@
 //
 // # Trust boundary
 //
-// A peer is a public key. Each node has a long-lived Ed25519 key, and the membership, the same on all nodes, lists them.
-// Connections are TLS 1.3 in which both ends prove their key; certificates are made on the spot to carry it, and no name,
+// A peer is a public key. Each node has a long-lived Ed25519 key, and the roster, which whoever hosts the store gives to
+// all nodes, lists them. Connections are TLS 1.3 in which both ends prove their key; certificates are made on the spot to carry it, and no name,
 // date or signature in them is looked at. There is no CA to ask and nothing that expires: a cluster whose transport
 // certificates had to be renewed through the cluster itself would, once stopped for too long, never start again. The
-// first bytes on a connection then say what it carries, raft's messages or an application stream, and a fingerprint of
-// membership and time-outs, so that a node that counts its quorum otherwise is not listened to at all.
+// first bytes on a connection then say what it carries, raft's messages or an application stream, of which cluster and
+// history the node is, and its time-outs, so that a node that votes by other rules is not listened to at all, and is told
+// why.
 //
 // A member's key is worth that member: raft does not survive a member that lies. A stranger can cost the node a bounded
 // number of half-open connections, of which the oldest makes room, and one log line a second.
@@ -48,6 +49,21 @@
 // answer to a message sent before it: a process that was paused and finds old answers in its sockets would be confirmed
 // after others have elected a new leader. So the transport numbers its messages, and a read is confirmed only by answers
 // to messages sent after it came. TestOldAnswersConfirmNothing shows both.
+//
+// # Who is a member
+//
+// The roster says whom a node talks to; raft's configuration, which is replicated, says who is a member and who votes. A
+// node is put on the roster first, then made a nonvoter, which is sent the log, and given a vote once it has caught up:
+//
+//	SetMembers (on all) ─► AddNonvoter ─► catches up ─► Promote        Remove ─► SetMembers (on all)
+//
+// Each step is refused when those that can be reached would be no quorum after it.
+//
+// A node without a log asks the others before it does anything. Where one has more in its log than the first members, the
+// node joins: it takes what it is sent and casts no vote until it has caught up, for it may be a voter that lost its disk
+// and with it the memory of what it promised. Only where all first members have answered that they have nothing do they
+// make a new cluster. A log belongs to a lineage, which ends when the cluster is restored from a snapshot or goes on
+// without its quorum; nodes of two lineages do not talk.
 //
 // # What is mended around raft
 //
@@ -86,9 +102,8 @@
 //   - A snapshot is a whole file, also when little has changed since the last.
 //   - A long View holds back the growth of the state file's memory map once it is over 256 MiB, and a restore at any
 //     size; readers are to be short.
-//   - Which nodes there are is fixed when the cluster is made: a config that lists others than the log is refused. Their
-//     addresses can change at any start, their keys with a restart of all.
-//   - A node cannot tell a wiped disk from a new one. One that comes back without its log under its old key votes as
-//     if it had never acknowledged anything, and can so elect a leader that lacks what it once helped to commit. Keep the
-//     log; a node that lost it stays away.
+//   - A new cluster is made once all of its first members are up, not a quorum of them.
+//   - A voter that lost its disk rejoins by itself and votes once it has caught up. What it may have voted in an election
+//     that was under way in that very moment, in a term above that of the leader it caught up with, it does not know. Where
+//     that matters, remove it and let it join anew.
 package raftstore

@@ -38,6 +38,9 @@ var (
 	// format.
 	ErrWrongNode = errors.New("raftstore: the data is another node's")
 
+	// ErrRefused is returned when another node does not let this one in; its reason follows.
+	ErrRefused = errors.New("raftstore: not let in")
+
 	// ErrUnknownPeer is returned when a connection's other end does not hold the key that the membership pins.
 	ErrUnknownPeer = errors.New("raftstore: the peer's key is not the pinned one")
 )

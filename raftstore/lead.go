@@ -3,6 +3,7 @@ package raftstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -126,20 +127,30 @@ func (s *Store) assume() {
 // Raft's own transfer waits, where it cannot be called off, for the other node to catch up; if leadership is lost in that
 // wait, a later leadership of this node accepts nothing ever again (raft#696). So everything is committed first, with
 // nothing new let in, which leaves raft nothing to wait for. Should it hang all the same, the node halts and says so.
-func (s *Store) TransferLeadership() error {
+func (s *Store) TransferLeadership() error { return s.TransferLeadershipTo("") }
+
+// TransferLeadershipTo is TransferLeadership to the node named, which MUST be a voter that can be reached.
+func (s *Store) TransferLeadershipTo(id string) error {
 	if err := s.enter(); err != nil {
 		return err
 	}
 	defer s.ops.Done()
-	return s.transfer()
+	return s.transfer(id)
 }
 
-func (s *Store) transfer() error {
-	if len(s.cfg.members) == 1 {
-		return errors.New("raftstore: no other node to lead")
-	}
+func (s *Store) transfer(to string) error {
 	if s.raft.State() != raft.Leader {
 		return s.notLeading()
+	}
+	switch all := voters(s.configuration()); {
+	case len(all) == 1:
+		return fmt.Errorf("%w: no other node votes, so none can lead", ErrMembership)
+	case to == s.cfg.ID:
+		return fmt.Errorf("%w: %q leads already", ErrMembership, to)
+	case to != "" && !all[to]:
+		return fmt.Errorf("%w: %q does not vote, so it cannot lead", ErrMembership, to)
+	case to != "" && !s.reachable(to):
+		return fmt.Errorf("%w: %q has not been heard lately", ErrMembership, to)
 	}
 	if !s.passing.CompareAndSwap(false, true) {
 		return errors.New("raftstore: leadership is being handed over already")
@@ -149,7 +160,13 @@ func (s *Store) transfer() error {
 		return s.readError(err)
 	}
 	s.passed.Store(int64(max(time.Since(s.origin), 1)))
-	if err := s.raft.LeadershipTransfer().Error(); err != nil {
+	handOver := s.raft.LeadershipTransfer
+	if to != "" {
+		handOver = func() raft.Future {
+			return s.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to))
+		}
+	}
+	if err := handOver().Error(); err != nil {
 		return errors.Join(errors.New("raftstore: hand over leadership"), err)
 	}
 	return nil

@@ -47,16 +47,18 @@ func (c *PeerConn) Close() error {
 
 // mux carries raft's and the application's streams over one listener.
 type mux struct {
-	id          string
-	pins        *pins
-	members     map[string]Member
-	fingerprint [sha256.Size]byte
-	listener    net.Listener
-	logger      *slog.Logger
-	queues      map[streamKind]*streamQueue
-	ctx         context.Context
-	cancel      context.CancelFunc
-	running     sync.WaitGroup // the accept loop and its handshakes
+	id       string
+	pins     *pins
+	roster   *roster
+	cluster  [sha256.Size]byte
+	timing   Timing
+	own      ownLog
+	listener net.Listener
+	logger   *slog.Logger
+	queues   map[streamKind]*streamQueue
+	ctx      context.Context
+	cancel   context.CancelFunc
+	running  sync.WaitGroup // the accept loop and its handshakes
 
 	mu        sync.Mutex
 	closed    bool                     // guarded by mu
@@ -72,13 +74,21 @@ type peerKind struct {
 	kind streamKind
 }
 
-func newMux(s settings) (*mux, error) {
-	p, err := newPins(s)
+// ownLog is what a node tells of its log.
+type ownLog interface {
+	standing() standing
+	lineage() lineage
+	founding() [sha256.Size]byte
+}
+
+func newMux(s settings, known *roster, own ownLog) (*mux, error) {
+	p, err := newPins(s.Key, known)
 	if err != nil {
 		return nil, err
 	}
 	m := &mux{
-		id: s.ID, pins: p, members: s.members, fingerprint: s.fingerprint(), listener: s.Listener, logger: s.Logger,
+		id: s.ID, pins: p, roster: known, cluster: clusterHash(s.Cluster), timing: s.Timing, own: own,
+		listener: s.Listener, logger: s.Logger,
 		streams: make(map[*PeerConn]struct{}), arrived: make(map[peerKind][]*PeerConn),
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
@@ -138,7 +148,11 @@ func (m *mux) admit(conn net.Conn) {
 		m.refuse(conn, err)
 		return
 	}
-	queue := m.queues[stream.kind]
+	queue, ok := m.queues[stream.kind]
+	if !ok { // a hello, which has been answered
+		_ = stream.Close()
+		return
+	}
 	patience := time.NewTimer(handshakeTimeout) // with nobody accepting, streams must not pile up
 	defer patience.Stop()
 	select {
@@ -170,20 +184,27 @@ func (m *mux) greet(conn net.Conn) (*PeerConn, error) {
 	if _, err := io.ReadFull(secure, head); err != nil {
 		return nil, fmt.Errorf("read preface of %q: %w", peer, err)
 	}
-	kind, err := readPreface(head, m.fingerprint)
-	if err != nil {
+	theirs := decodePreface(head)
+	answer := reply{kind: theirs.kind, standing: m.own.standing(), lineage: m.own.lineage(), founding: m.own.founding()}
+	if err := m.preface(theirs.kind).refuses(theirs); err != nil {
+		answer.kind, answer.reason = refusedKind, err.Error()
+		_, _ = secure.Write(answer.encode()) // its loss
 		return nil, fmt.Errorf("peer %q: %w", peer, err)
 	}
-	stream, err := m.remember(&PeerConn{Conn: secure, peer: peer, kind: kind, mux: m}, true)
+	stream, err := m.remember(&PeerConn{Conn: secure, peer: peer, kind: theirs.kind, mux: m}, true)
 	if err != nil {
 		return nil, err
 	}
-	_, err = secure.Write([]byte{byte(kind)})
+	_, err = secure.Write(answer.encode())
 	if err := errors.Join(err, conn.SetDeadline(time.Time{})); err != nil {
 		m.forget(stream)
 		return nil, err
 	}
 	return stream, nil
+}
+
+func (m *mux) preface(kind streamKind) preface {
+	return preface{kind: kind, cluster: m.cluster, lineage: m.own.lineage(), timing: m.timing}
 }
 
 // refuse closes a connection and says so, at most once a second: a flood of strangers must not fill the disk with logs.
@@ -209,48 +230,65 @@ func (m *mux) countRefusal() (unlogged int, log bool) {
 	return unlogged, true
 }
 
-// dial opens a stream to a member, proving both keys.
+// dial opens a stream to another node, proving both keys.
 func (m *mux) dial(ctx context.Context, id string, kind streamKind) (*PeerConn, error) {
-	member, ok := m.members[id]
+	stream, _, err := m.call(ctx, id, kind)
+	return stream, err
+}
+
+// hello asks another node how it stands; an error says that it cannot be reached or will not have this one.
+func (m *mux) hello(ctx context.Context, id string) (reply, error) {
+	stream, answer, err := m.call(ctx, id, streamHello)
+	if err != nil {
+		return reply{}, err
+	}
+	_ = stream.Close() // it said what it had to
+	return answer, nil
+}
+
+func (m *mux) call(ctx context.Context, id string, kind streamKind) (*PeerConn, reply, error) {
+	member, ok := m.roster.get(id)
 	if !ok || id == m.id {
-		return nil, fmt.Errorf("raftstore: dial %q: not another member", id)
+		return nil, reply{}, fmt.Errorf("raftstore: dial %q: not another member", id)
 	}
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "tcp", member.Address)
 	if err != nil {
-		return nil, fmt.Errorf("raftstore: dial %q: %w", id, err)
+		return nil, reply{}, fmt.Errorf("raftstore: dial %q: %w", id, err)
 	}
-	stream, err := m.open(ctx, conn, id, kind)
+	stream, answer, err := m.open(ctx, conn, id, kind)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("raftstore: dial %q: %w", id, err), conn.Close())
+		return nil, reply{}, errors.Join(fmt.Errorf("raftstore: dial %q: %w", id, err), conn.Close())
 	}
-	return stream, nil
+	return stream, answer, nil
 }
 
-func (m *mux) open(ctx context.Context, conn net.Conn, id string, kind streamKind) (*PeerConn, error) {
+func (m *mux) open(ctx context.Context, conn net.Conn, id string, kind streamKind) (*PeerConn, reply, error) {
 	// A cancelled or late dial ends at once, wherever it is.
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	secure := tls.Client(conn, m.pins.client(id))
 	if err := secure.HandshakeContext(ctx); err != nil {
-		return nil, err
+		return nil, reply{}, err
 	}
-	if _, err := secure.Write(preface(kind, m.fingerprint)); err != nil {
-		return nil, err
+	if _, err := secure.Write(m.preface(kind).encode()); err != nil {
+		return nil, reply{}, err
 	}
-	answer := make([]byte, 1)
-	if _, err := io.ReadFull(secure, answer); err != nil {
-		return nil, fmt.Errorf("not let in, see the other node's log: %w", err)
+	answer, err := readReply(secure)
+	switch {
+	case err != nil:
+		return nil, reply{}, err
+	case answer.kind == refusedKind:
+		return nil, reply{}, fmt.Errorf("%w: %s", ErrRefused, answer.reason)
+	case answer.kind != kind:
+		return nil, reply{}, errors.New("it answers with another stream kind")
+	case !stop():
+		return nil, reply{}, context.Cause(ctx)
 	}
-	if answer[0] != byte(kind) {
-		return nil, errors.New("it answers with another stream kind")
-	}
-	if !stop() {
-		return nil, context.Cause(ctx)
-	}
-	return m.remember(&PeerConn{Conn: secure, peer: id, kind: kind, mux: m}, false)
+	stream, err := m.remember(&PeerConn{Conn: secure, peer: id, kind: kind, mux: m}, false)
+	return stream, answer, err
 }
 
 // remember keeps the stream so that close can end it.
@@ -284,6 +322,22 @@ func (m *mux) forget(c *PeerConn) {
 	key := peerKind{c.peer, c.kind}
 	if i := slices.Index(m.arrived[key], c); i >= 0 {
 		m.arrived[key] = slices.Delete(m.arrived[key], i, i+1)
+	}
+}
+
+// drop ends the streams of nodes that are no longer who they were.
+func (m *mux) drop(ids []string) {
+	m.mu.Lock()
+	var gone []*PeerConn
+	for c := range m.streams {
+		if slices.Contains(ids, c.peer) {
+			gone = append(gone, c)
+		}
+	}
+	m.mu.Unlock()
+	for _, c := range gone {
+		_ = c.NetConn().Close() // no close_notify: it could block on a peer that does not read
+		m.forget(c)
 	}
 }
 

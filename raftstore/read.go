@@ -122,11 +122,21 @@ func (s *Store) confirm() error {
 		if err := s.stillLeads(term); err != nil {
 			return err
 		}
-		if s.trans.confirmed(mark, term) >= len(s.cfg.members)/2 {
+		if s.confirmedBy(mark, term) {
 			return nil
 		}
 		// The answers that VerifyLeader counted were to requests sent before this read. It has sent new ones since.
 	}
+}
+
+// confirmedBy reports whether a quorum of the voters, this node among them, has agreed since mark.
+func (s *Store) confirmedBy(mark, term uint64) bool {
+	all := voters(s.configuration())
+	heard := s.trans.confirmed(mark, term, all)
+	if all[s.cfg.ID] {
+		heard++
+	}
+	return heard > len(all)/2
 }
 
 // catchUp commits a barrier, once a term: entries of earlier terms count as committed only once one of this term is.

@@ -90,12 +90,26 @@ func compacted(t *testing.T, c *cluster) string {
 		for i := range 30 {
 			index, _ = c.propose("set k%d %d", i, round)
 		}
+		c.matched(index) // or the leader, with its log dropped, sends a snapshot of its own
 		for _, s := range c.nodes {
 			await(t, s, index)
 			eventually(t, "snapshot", s.Snapshot)
 		}
 	}
 	return c.followers()[0].cfg.ID
+}
+
+// matched waits until the leader knows that all have the index.
+func (c *cluster) matched(index uint64) {
+	c.t.Helper()
+	eventually(c.t, "all logs agree", func() error {
+		for _, p := range c.leader().Status().Peers {
+			if p.Match < index {
+				return fmt.Errorf("%s up to %d of %d", p.ID, p.Match, index)
+			}
+		}
+		return nil
+	})
 }
 
 func newestSnapshot(t *testing.T, dir string) string {

@@ -251,6 +251,7 @@ type simCluster struct {
 	dir     string
 	timing  map[string]Timing // of nodes that differ
 	nodes   map[string]*Store
+	joins   bool // nodes without a log wait to be made members
 }
 
 // newSimCluster MUST be called in a synctest bubble, and closed there.
@@ -275,7 +276,7 @@ func (c *simCluster) start(id string) {
 	c.t.Helper()
 	s, err := Open(Config{
 		ID: id, Dir: filepath.Join(c.dir, id), Members: c.members, Machine: kv{}, Timing: c.timing[id],
-		Transport: c.net.join(id), LogStore: c.disks[id], TrailingLogs: 64,
+		Transport: c.net.join(id), LogStore: c.disks[id], TrailingLogs: 64, Join: c.joins,
 	})
 	if err != nil {
 		c.t.Fatalf("open %s: %v", id, err)

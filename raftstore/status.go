@@ -1,6 +1,8 @@
 package raftstore
 
 import (
+	"cmp"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,14 +21,17 @@ type Status struct {
 	Snapshot    uint64        // index of the newest snapshot, 0 without one
 	LastContact time.Duration // since the leader was heard; 0 on the leader, -1 when never
 	DiskStalled bool          // a write to the log hangs
-	Peers       []PeerStatus  // all members in order of their IDs, this one among them
+	Waiting     string        // why this node has no log yet, or does not vote yet; "" once it does
+	Peers       []PeerStatus  // all nodes known in order of their IDs, this one among them
 }
 
-// PeerStatus is one member as this node knows it.
+// PeerStatus is one node as this one knows it.
 type PeerStatus struct {
 	ID, Address string
 	Self        bool
+	Role        Role
 	LastContact time.Duration // on the leader: since the peer last answered as a follower; else -1
+	Match       uint64        // on the leader: index up to which the peer's log agrees with its own; 0 when not known
 }
 
 // Status says how this node is.
@@ -51,12 +56,26 @@ func (s *Store) Status() Status {
 	if list, err := s.snaps.List(); err == nil && len(list) > 0 {
 		st.Snapshot = list[0].Index
 	}
-	for _, m := range s.cfg.Members {
-		p := PeerStatus{ID: m.ID, Address: m.Address, Self: m.ID == s.cfg.ID, LastContact: -1}
-		if state == raft.Leader && !p.Self {
-			p.LastContact = s.trans.contact(m.ID)
-		}
-		st.Peers = append(st.Peers, p)
+	st.Waiting = s.place.waiting()
+	roles := s.Membership()
+	for _, m := range s.roster.list() {
+		st.Peers = append(st.Peers, s.peerStatus(m, roles[m.ID], state == raft.Leader))
+		delete(roles, m.ID)
 	}
+	for id, role := range roles { // forgotten, and not removed yet
+		st.Peers = append(st.Peers, s.peerStatus(Member{ID: id}, role, state == raft.Leader))
+	}
+	slices.SortFunc(st.Peers, func(a, b PeerStatus) int { return cmp.Compare(a.ID, b.ID) })
 	return st
+}
+
+func (s *Store) peerStatus(m Member, role Role, leads bool) PeerStatus {
+	p := PeerStatus{ID: m.ID, Address: m.Address, Self: m.ID == s.cfg.ID, Role: role, LastContact: -1}
+	switch {
+	case leads && p.Self:
+		p.Match = s.raft.LastIndex()
+	case leads && role != RoleNone:
+		p.LastContact, p.Match = s.trans.contact(m.ID), s.match(m.ID)
+	}
+	return p
 }

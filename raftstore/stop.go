@@ -62,8 +62,8 @@ func (s *Store) stop(clean bool) error {
 		return s.stopErr
 	}
 	defer close(s.stopped)
-	if clean && s.Err() == nil && s.raft.State() == raft.Leader && len(s.cfg.members) > 1 {
-		if err := s.transfer(); err != nil {
+	if clean && s.Err() == nil && s.raft.State() == raft.Leader && len(voters(s.configuration())) > 1 {
+		if err := s.transfer(""); err != nil {
 			s.logger.Warn("stopping without handing leadership over", "error", err)
 		}
 	}

@@ -25,6 +25,8 @@ type Store struct {
 	state   *state
 	applied *watermark
 	trans   *transport
+	roster  *roster
+	place   *place
 	mux     *mux // nil with Config.Transport
 
 	gate    *leaderGate
@@ -33,6 +35,9 @@ type Store struct {
 	passing atomic.Bool   // leadership is being handed over: nothing is proposed or confirmed
 	passed  atomic.Int64  // when the last hand-over began, in ns after origin; 0 when there was none
 	origin  time.Time
+
+	settingMembers sync.Mutex    // so that the rosters kept are in order
+	changing       chan struct{} // holds the one change of the membership that is under way
 
 	ctx    context.Context // ends when the node stops
 	cancel context.CancelFunc
@@ -61,6 +66,7 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s := &Store{
 		cfg: set, logger: set.Logger, applied: newWatermark(), gate: newLeaderGate(), origin: time.Now(),
+		roster: newRoster(set), changing: make(chan struct{}, 1),
 		halted: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -75,6 +81,7 @@ func Open(cfg Config) (*Store, error) {
 		return nil, errors.Join(err, s.Abort())
 	}
 	s.duties.Go(s.watchLeadership)
+	s.duties.Go(s.settle)
 	return s, nil
 }
 
@@ -104,6 +111,9 @@ func (s *Store) open() error {
 	if err := s.checkOwner(); err != nil {
 		return err
 	}
+	if err := s.loadRoster(); err != nil {
+		return err
+	}
 	conf := s.cfg.raftConfig()
 	files, err := raft.NewFileSnapshotStoreWithLogger(s.cfg.Dir, snapshotsKept, conf.Logger)
 	if err != nil {
@@ -111,6 +121,9 @@ func (s *Store) open() error {
 	}
 	s.snaps = snapshots{files}
 	if err := s.openState(conf); err != nil {
+		return err
+	}
+	if s.place, err = s.findPlace(); err != nil {
 		return err
 	}
 	under, err := s.network(conf)
@@ -126,7 +139,7 @@ func (s *Store) network(conf *raft.Config) (raft.Transport, error) {
 	if s.cfg.Transport != nil {
 		return s.cfg.Transport, nil
 	}
-	m, err := newMux(s.cfg)
+	m, err := newMux(s.cfg, s.roster, s.place)
 	if err != nil {
 		return nil, err
 	}
@@ -144,16 +157,19 @@ func (s *Store) network(conf *raft.Config) (raft.Transport, error) {
 }
 
 func (s *Store) startRaft(conf *raft.Config) error {
-	known, err := raft.HasExistingState(s.log, s.log, s.snaps)
-	if err != nil {
-		return err
-	}
-	if !known {
+	if s.place.foundsAtOnce() {
+		if err := s.cfg.canFound(); err != nil {
+			return err
+		}
 		if err := raft.BootstrapCluster(conf, s.log, s.log, s.snaps, s.trans, s.cfg.raftMembers()); err != nil {
 			return fmt.Errorf("bootstrap: %w", err)
 		}
+		s.place.become(settled)
 	}
+	s.trans.inbound = make(chan raft.RPC)
+	s.duties.Go(func() { s.trans.relay(s.ctx, s.place.admits) })
 	machine := &fsm{machine: s.cfg.Machine, state: s.state, applied: s.applied, halt: s.halt, logger: s.logger}
+	var err error
 	s.raft, err = raft.NewRaft(conf, machine, s.log, s.log, s.snaps, s.trans)
 	if err != nil {
 		return fmt.Errorf("start: %w", err)
@@ -161,35 +177,14 @@ func (s *Store) startRaft(conf *raft.Config) error {
 	return s.checkMembership()
 }
 
-// checkMembership refuses a config that lists other nodes than the log: this node would count its quorum by the log and
-// admit connections by the config.
-func (s *Store) checkMembership() error {
-	future := s.raft.GetConfiguration()
-	if err := future.Error(); err != nil {
-		return err
-	}
-	servers := future.Configuration().Servers
-	same := len(servers) == len(s.cfg.members)
-	for _, server := range servers {
-		if _, ok := s.cfg.members[string(server.ID)]; !ok {
-			same = false
-		}
-	}
-	if !same {
-		return fmt.Errorf("%w: its log lists the members %v, and the config does not: give it the membership it had",
-			ErrWrongNode, servers)
-	}
-	return nil
-}
-
 // ownerKey is where the log store keeps which node it belongs to.
 const ownerKey = "hallpass.node"
 
 // checkOwner refuses a directory copied from another node: with its votes and log, this node would vote twice.
 func (s *Store) checkOwner() error {
-	owner, err := s.log.Get([]byte(ownerKey))
-	if err != nil && err.Error() != "not found" { // raft's stable stores agree on the text alone
-		return fmt.Errorf("read owner: %w", err)
+	owner, err := s.stable(ownerKey)
+	if err != nil {
+		return err
 	}
 	if len(owner) == 0 {
 		return s.log.Set([]byte(ownerKey), []byte(s.cfg.ID))

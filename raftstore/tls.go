@@ -1,14 +1,11 @@
 package raftstore
 
 import (
-	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"math/big"
 	"time"
@@ -20,23 +17,16 @@ const alpn = "hallpass-raftstore/1"
 // pins knows which key each node must prove to hold. There is no CA, no name and no expiry in it: a cluster whose nodes
 // needed new certificates to talk, and a quorum to issue them, could never come back.
 type pins struct {
-	self        string
 	certificate tls.Certificate
-	keys        map[string]ed25519.PublicKey // of the other members, by ID
+	roster      *roster
 }
 
-func newPins(s settings) (*pins, error) {
-	certificate, err := selfMade(s.Key)
+func newPins(key ed25519.PrivateKey, known *roster) (*pins, error) {
+	certificate, err := selfMade(key)
 	if err != nil {
 		return nil, fmt.Errorf("make certificate: %w", err)
 	}
-	p := &pins{self: s.ID, certificate: certificate, keys: make(map[string]ed25519.PublicKey)}
-	for id, m := range s.members {
-		if id != s.ID { // a node never calls itself: its own key at the other end is a stolen one or a mirror
-			p.keys[id] = m.Key
-		}
-	}
-	return p, nil
+	return &pins{certificate: certificate, roster: known}, nil
 }
 
 // selfMade wraps the key in a certificate, which TLS wants for carrying it. Nothing in it but the key is ever looked at.
@@ -86,8 +76,7 @@ func (p *pins) client(id string) *tls.Config {
 	return c
 }
 
-// peer names the member whose key the other end has proven to hold. All pins are compared, each in constant time, so
-// that the time to refuse tells nothing of how near a guessed key came.
+// peer names the node whose key the other end has proven to hold.
 func (p *pins) peer(cs tls.ConnectionState) (string, error) {
 	if cs.NegotiatedProtocol != alpn {
 		return "", fmt.Errorf("%w: it does not speak %s", ErrUnknownPeer, alpn)
@@ -99,44 +88,10 @@ func (p *pins) peer(cs tls.ConnectionState) (string, error) {
 	if !ok {
 		return "", fmt.Errorf("%w: not an Ed25519 key", ErrUnknownPeer)
 	}
-	found := ""
-	for id, pinned := range p.keys {
-		if subtle.ConstantTimeCompare(key, pinned) == 1 {
-			found = id
-		}
-	}
-	if found == "" {
+	found, ok := p.roster.holder(key)
+	if !ok {
 		sum := sha256.Sum256(key)
 		return "", fmt.Errorf("%w: SHA-256 of the key offered: %x", ErrUnknownPeer, sum[:8])
 	}
 	return found, nil
-}
-
-// The first bytes on a connection say what it carries and under which settings; the answer repeats the kind. A TLS 1.3
-// client has finished its handshake before the server has looked at its certificate: only the answer tells it that it
-// was let in.
-type streamKind byte
-
-const (
-	streamRaft streamKind = 'r'
-	streamApp  streamKind = 'a'
-
-	prefaceSize = 1 + sha256.Size
-)
-
-var errSettings = errors.New("raftstore: the peer runs with another membership or other Timing")
-
-func preface(kind streamKind, fingerprint [sha256.Size]byte) []byte {
-	return append([]byte{byte(kind)}, fingerprint[:]...)
-}
-
-func readPreface(b []byte, fingerprint [sha256.Size]byte) (streamKind, error) {
-	kind := streamKind(b[0])
-	if kind != streamRaft && kind != streamApp {
-		return 0, fmt.Errorf("raftstore: unknown stream kind %#x", b[0])
-	}
-	if !bytes.Equal(b[1:], fingerprint[:]) {
-		return 0, errSettings
-	}
-	return kind, nil
 }

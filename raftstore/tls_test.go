@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -65,7 +66,7 @@ func newMuxes(t *testing.T) *muxes {
 			t.Fatal(err)
 		}
 		all.settings[id] = set
-		m, err := newMux(set)
+		m, err := newMux(set, newRoster(set), testLog{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -78,6 +79,13 @@ func newMuxes(t *testing.T) *muxes {
 	}
 	return all
 }
+
+// testLog is an ownLog.
+type testLog struct{ line lineage }
+
+func (testLog) standing() standing          { return standingMember }
+func (l testLog) lineage() lineage          { return l.line }
+func (testLog) founding() [sha256.Size]byte { return [sha256.Size]byte{1} }
 
 // logText is a log that tests read.
 type logText struct {
@@ -183,7 +191,7 @@ func TestStrangersAreRefused(t *testing.T) {
 	}
 	for name, config := range tests {
 		t.Run(name, func(t *testing.T) {
-			if err := knock(t, all, config, preface(streamApp, all.nodes["n2"].fingerprint)); err == nil {
+			if err := knock(t, all, config, all.nodes["n2"].preface(streamApp).encode()); err == nil {
 				t.Error("let in")
 			}
 		})
@@ -193,14 +201,16 @@ func TestStrangersAreRefused(t *testing.T) {
 	}
 	t.Run("and the member itself is let in", func(t *testing.T) {
 		config := with(selfSigned(t, n2.public, n2.private))
-		if err := knock(t, all, config, preface(streamApp, all.nodes["n2"].fingerprint)); err != nil {
+		if err := knock(t, all, config, all.nodes["n2"].preface(streamApp).encode()); err != nil {
 			t.Errorf("refused: %v", err)
 		}
 	})
+	odd := all.nodes["n2"].preface(streamApp)
+	odd.timing.Lease++
 	for name, head := range map[string][]byte{
-		"with other settings":       preface(streamApp, [32]byte{1}),
-		"with an unknown kind":      preface('x', all.nodes["n2"].fingerprint),
-		"with half a first message": preface(streamApp, all.nodes["n2"].fingerprint)[:20],
+		"with other settings":       odd.encode(),
+		"with an unknown kind":      all.nodes["n2"].preface('x').encode(),
+		"with half a first message": all.nodes["n2"].preface(streamApp).encode()[:20],
 	} {
 		t.Run("a member "+name, func(t *testing.T) {
 			config := with(selfSigned(t, n2.public, n2.private))
@@ -233,7 +243,10 @@ func knock(t *testing.T, all *muxes, config *tls.Config, head []byte) error {
 	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}
-	_, err = io.ReadFull(conn, make([]byte, 1))
+	answer, err := readReply(conn)
+	if err == nil && answer.kind == refusedKind {
+		err = errors.New(answer.reason)
+	}
 	return err
 }
 
@@ -267,10 +280,10 @@ func TestImpostorsAreNotTalkedTo(t *testing.T) {
 				got <- b
 			}()
 			m := all.nodes["n1"]
-			there := m.members["n2"]
-			m.members["n2"] = Member{ID: "n2", Address: l.Addr().String(), Key: there.Key}
+			there := m.roster.members["n2"]
+			m.roster.members["n2"] = Member{ID: "n2", Address: l.Addr().String(), Key: there.Key}
 			conn, err := dialApp(t, m, "n2")
-			m.members["n2"] = there
+			m.roster.members["n2"] = there
 			if err == nil {
 				_ = conn.Close()
 				t.Error("n1 took it for n2")

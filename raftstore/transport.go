@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"context"
 	"errors"
 	"io"
 	"sync"
@@ -29,14 +30,19 @@ var (
 //     leader: a process that was paused, and finds old answers in its socket buffers, would serve a stale read.
 type transport struct {
 	raft.Transport
-	stalled func() bool // whether the log hangs
+	stalled func() bool   // whether the log hangs
+	inbound chan raft.RPC // what relay lets through; nil: everything
 
 	silent atomic.Bool
 
 	mu    sync.Mutex
 	clock uint64                     // guarded by mu; counts requests and marks in the order they were made
 	acks  map[raft.ServerID]leadsAck // guarded by mu
+	ends  map[raft.ServerID]logEnd   // guarded by mu
 }
+
+// logEnd is the newest entry that a peer's log is known to share with this leader's.
+type logEnd struct{ term, index uint64 }
 
 // leadsAck is the newest request by which a peer has agreed that this node leads in a term.
 type leadsAck struct {
@@ -46,7 +52,40 @@ type leadsAck struct {
 }
 
 func newTransport(under raft.Transport, stalled func() bool) *transport {
-	return &transport{Transport: under, stalled: stalled, acks: make(map[raft.ServerID]leadsAck)}
+	return &transport{
+		Transport: under, stalled: stalled,
+		acks: make(map[raft.ServerID]leadsAck), ends: make(map[raft.ServerID]logEnd),
+	}
+}
+
+// Consumer implements raft.Transport.
+func (t *transport) Consumer() <-chan raft.RPC {
+	if t.inbound == nil {
+		return t.Transport.Consumer()
+	}
+	return t.inbound
+}
+
+// relay passes on the requests that admits has nothing against, until ctx ends. inbound MUST have been made before raft was.
+func (t *transport) relay(ctx context.Context, admits func(request any) error) {
+	for {
+		var rpc raft.RPC
+		select {
+		case rpc = <-t.Transport.Consumer():
+		case <-ctx.Done():
+			return
+		}
+		if err := admits(rpc.Command); err != nil {
+			rpc.Respond(nil, err)
+			continue
+		}
+		select {
+		case t.inbound <- rpc:
+		case <-ctx.Done():
+			rpc.Respond(nil, errSilenced)
+			return
+		}
+	}
 }
 
 // SetHeartbeatHandler does nothing, so that heartbeats go through raft's main goroutine like all else.
@@ -74,6 +113,9 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, a
 	if resp.Term == args.Term {
 		t.acknowledged(id, leadsAck{sent: sent, term: args.Term, when: time.Now()})
 	}
+	if resp.Success {
+		t.agreed(id, logEnd{args.Term, args.PrevLogEntry + uint64(len(args.Entries))})
+	}
 	return nil
 }
 
@@ -85,6 +127,25 @@ func (t *transport) acknowledged(id raft.ServerID, ack leadsAck) {
 	}
 }
 
+// agreed notes how far a peer's log is this leader's. Within a term that only grows.
+func (t *transport) agreed(id raft.ServerID, end logEnd) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if old := t.ends[id]; end.term > old.term || end.term == old.term && end.index > old.index {
+		t.ends[id] = end
+	}
+}
+
+// match is the index up to which the peer's log is known to be this leader's; 0 when nothing is known.
+func (t *transport) match(id string, term uint64) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if end := t.ends[raft.ServerID(id)]; end.term == term {
+		return end.index
+	}
+	return 0
+}
+
 // mark returns a point in time between requests.
 func (t *transport) mark() uint64 {
 	t.mu.Lock()
@@ -93,13 +154,14 @@ func (t *transport) mark() uint64 {
 	return t.clock
 }
 
-// confirmed counts the peers that have agreed, to a request sent after mark, that this node leads in term.
-func (t *transport) confirmed(mark, term uint64) int {
+// confirmed counts the voters that have agreed, to a request sent after mark, that this node leads in term. Raft's
+// VerifyLeader counts the nonvoters' answers too.
+func (t *transport) confirmed(mark, term uint64, voters map[string]bool) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := 0
-	for _, ack := range t.acks {
-		if ack.term == term && ack.sent > mark {
+	for id, ack := range t.acks {
+		if voters[string(id)] && ack.term == term && ack.sent > mark {
 			n++
 		}
 	}
