@@ -289,8 +289,9 @@ func TestNginxDownloadEndsWithTheCertificate(t *testing.T) {
 			t.Errorf("%s: %v", how, e.err)
 			continue
 		}
-		// A second is what is promised; the rest is for curl to notice on a busy machine.
-		if late := e.ended.Sub(notAfter); late < 0 || late > 4*time.Second {
+		// A second is what is promised, and measured by the proxy's own tests; the rest is for a
+		// busy machine. Uncut, the download would go on for half a minute.
+		if late := e.ended.Sub(notAfter); late < 0 || late > 10*time.Second {
 			t.Errorf("%s: ended %s after NotAfter", how, late)
 		}
 		if e.exit == nil || e.status != http.StatusOK || len(e.body) == 0 || len(e.body) > fileSize/2 {
@@ -332,7 +333,7 @@ func cutRecords(t *testing.T, s *site, notAfter time.Time) {
 			}
 			if r.Kind == "request" && r.Event == "end" && r.Reason == "expired" {
 				cuts++
-				if late := r.Time.Add(time.Duration(r.Duration * float64(time.Millisecond))).Sub(notAfter); late < -time.Millisecond || late > 3*time.Second {
+				if late := r.Time.Add(time.Duration(r.Duration * float64(time.Millisecond))).Sub(notAfter); late < -time.Millisecond || late > 10*time.Second {
 					t.Errorf("a cut %s after NotAfter is on record", late)
 				}
 			}
