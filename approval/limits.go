@@ -34,6 +34,7 @@ const (
 	MaxIssuersOfNode = 16
 
 	maxDetail  = 4000 // bytes of Error.Detail
+	maxLines   = 40   // of a reason or comment
 	maxTrace   = 128
 	maxIdemKey = 255
 	maxAddress = 300

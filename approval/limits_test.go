@@ -160,7 +160,7 @@ func TestHostileTexts(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, text := range []string{
-		"", "\x00", "x\x00y", "\x1b[31mred", "a\u202eb", "a\u2066b", "\x7f", "\u0085", "\ufffd", "\r\n", "../../etc", "/", strings.Repeat("x", 10_000),
+		"", "\x00", "x\x00y", "\x1b[31mred", "a\u202eb", "a\u2066b", "\x7f", "\u0085", "\ufffd", "\r\n", "a\u200bb", "a\U000e0041b", "a\ufeffb", "a\u2028b", "a\xffb", strings.Repeat("x\n", 40), "../../etc", "/", strings.Repeat("x", 10_000),
 		"spiffe://acme.test", "spiffe://acme.test/", "spiffe://ACME.test/user/bob", "spiffe://acme.test/user/bob/", "spiffe://acme.test//user",
 		"spiffe://acme.test/user/b%6fb", "spiffe://acme.test/user/\x00", "spiffe://acme.test/user/bob?x", "https://acme.test/user/bob",
 	} {
@@ -189,7 +189,7 @@ func TestHostileTexts(t *testing.T) {
 			ProposeChange{ID: w.id(), BaseRevision: 1, Edit: Edit{Kind: EditGroupSet, Group: &Group{Name: text + "G", Members: []string{}}}},
 			ProposeChange{ID: w.id(), BaseRevision: 1, Edit: Edit{Kind: EditPersonSet, Person: &Person{Name: "x", IDs: []string{text}}}},
 		}
-		if text != create.Reason && (strings.TrimSpace(text) == "" || len(text) > 1000 || strings.ContainsAny(text, "\x00\x1b\x7f\r\u202e\u2066\u0085\ufffd")) {
+		if text != create.Reason && (strings.TrimSpace(text) == "" || len(text) > 1000 || strings.ContainsAny(text, "\x00\x1b\x7f\r\u202e\u2066\u0085\ufffd\u200b\U000e0041\ufeff\u2028\n")) {
 			bodies = append(bodies, with(func(b *CreateRequest) { b.Reason = text }), BlockSubject{Subject: spiffe("alice"), Reason: text})
 		}
 		for _, b := range bodies {

@@ -2,9 +2,11 @@ package approval
 
 import (
 	"strings"
-	"unicode"
+	"unicode/utf8"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/hallpass/hallpass/grant"
 )
 
 // parseID reads a SPIFFE ID with a path, in its one spelling.
@@ -32,10 +34,17 @@ func checkText(what, text string, least int) error {
 	if len(text) > MaxReason {
 		return invalid("%s is %d bytes long, at most %d", what, len(text), MaxReason)
 	}
+	if !utf8.ValidString(text) {
+		return invalid("%s is not valid UTF-8", what)
+	}
 	for _, r := range text {
-		if (unicode.IsControl(r) && r != '\n' && r != '\t') || unicode.Is(unicode.Bidi_Control, r) || r == unicode.ReplacementChar {
-			return invalid("%s holds the control character %U", what, r)
+		if grant.HiddenInText(r) {
+			return invalid("%s holds %U, which does not show, or changes how what is around it shows", what, r).then("take it out")
 		}
+	}
+	// What is above a wall of empty lines, the scope first of all, leaves the screen.
+	if lines := strings.Count(text, "\n") + 1; lines > maxLines {
+		return invalid("%s has %d lines, at most %d", what, lines, maxLines)
 	}
 	return nil
 }

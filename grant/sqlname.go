@@ -76,6 +76,21 @@ func isHidden(r rune) bool {
 	}
 }
 
+// HiddenInText reports whether a character hides something in running text that people decide
+// by: one that does not show, or that changes how those around it show. It allows of these what
+// people do type: tabs and line ends, the spaces of French and Japanese, joiners, and what
+// chooses the form of an emoji. Like the list that names go by, it is fixed here, so that every
+// build of every node refuses the same.
+func HiddenInText(r rune) bool {
+	switch r {
+	case '\t', '\n', 0xA0, 0x2009, 0x200C, 0x200D, 0x202F, 0x3000, 0xFE0E, 0xFE0F:
+		return false
+	case 0xFFFD, 0xFFFE, 0xFFFF:
+		return true
+	}
+	return isHidden(r)
+}
+
 // sqlName reads one name and moves behind it; what says whose.
 func (t *textReader) sqlName(what string) (string, error) {
 	start := t.at

@@ -14,6 +14,8 @@ import (
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/hallpass/hallpass/grant"
 )
 
 // ErrPolicy is returned when a policy's YAML is refused. Every such error is a
@@ -95,6 +97,9 @@ func (r *reader) document(text []byte) *yaml.Node {
 		r.fail(top, "not UTF-8: save the file as UTF-8")
 		return nil
 	}
+	if r.hidden(text); len(r.mistakes) > 0 {
+		return nil
+	}
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	if err := decoder.Decode(top); err != nil {
 		r.syntax(err)
@@ -113,6 +118,20 @@ func (r *reader) document(text []byte) *yaml.Node {
 		return nil
 	}
 	return top.Content[0]
+}
+
+// hidden refuses what does not show, in comments too: admins approve a policy by
+// reading it, and a text turned around reads as another one.
+func (r *reader) hidden(text []byte) {
+	line := 1
+	for _, c := range string(text) {
+		switch {
+		case c == '\n':
+			line++
+		case c != '\r' && grant.HiddenInText(c):
+			r.fail(&yaml.Node{Line: line}, "%U, which does not show, or changes how what is around it shows: take it out", c)
+		}
+	}
 }
 
 // syntax records an error of the YAML parser under the line it names.
