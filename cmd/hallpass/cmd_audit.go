@@ -108,7 +108,7 @@ func (a *app) printEntries(ctx context.Context, c *api.Client, from uint64) (uin
 // printEntry prints one entry on one line, in whichever form: a log is read by line.
 func (a *app) printEntry(e audit.Entry, body []byte) error {
 	if a.output != "table" {
-		_, err := fmt.Fprintf(a.stdout, "%s\n", body)
+		_, err := fmt.Fprintf(a.stdout, "%s\n", safeJSON(body))
 		return err
 	}
 	who := e.Actor

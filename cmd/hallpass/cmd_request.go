@@ -161,7 +161,7 @@ func (a *app) createRequest(ctx context.Context, c *api.Client, in api.RequestIn
 		fmt.Fprintln(a.stdout, safeLine(r.ID))
 	}
 	if r.State == api.RequestPending && f.wait > 0 {
-		fmt.Fprintf(a.stderr, "request %s waits for %s\n", r.ID, strings.Join(needs(r.Require), " and "))
+		fmt.Fprintln(a.stderr, safeLine(fmt.Sprintf("request %s waits for %s", r.ID, strings.Join(needs(r.Require), " and "))))
 		return a.waitRequest(ctx, c, r.ID, f.wait, f.quiet)
 	}
 	if f.quiet {

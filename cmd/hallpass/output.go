@@ -3,11 +3,13 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
@@ -47,6 +49,11 @@ func (a *app) colors() bool {
 }
 
 func encodeJSON(value any) ([]byte, error) {
+	doc, err := marshalJSON(value)
+	return safeJSON(doc), err
+}
+
+func marshalJSON(value any) ([]byte, error) {
 	var out bytes.Buffer
 	enc := json.NewEncoder(&out)
 	enc.SetEscapeHTML(false)
@@ -57,11 +64,47 @@ func encodeJSON(value any) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
+// safeJSON is the same JSON for every program, and text for a terminal: what encoding/json leaves
+// as it is, such as U+009B, which begins an escape sequence, is written as an escape of JSON's.
+func safeJSON(doc []byte) []byte {
+	return escaped(doc, func(out []byte, r rune) []byte {
+		high, low := utf16.EncodeRune(r)
+		return fmt.Appendf(out, "\\u%04x\\u%04x", high, low)
+	})
+}
+
+// escaped escapes in a JSON document what a terminal might take for more than text. beyond writes
+// the escape of a character that has none of four digits.
+func escaped(doc []byte, beyond func(out []byte, r rune) []byte) []byte {
+	if !bytes.ContainsFunc(doc, unsafeInJSON) {
+		return doc
+	}
+	var out []byte
+	for _, r := range string(doc) {
+		switch {
+		case !unsafeInJSON(r):
+			out = utf8.AppendRune(out, r)
+		case r > 0xFFFF:
+			out = beyond(out, r)
+		default:
+			out = fmt.Appendf(out, "\\u%04x", r)
+		}
+	}
+	return out
+}
+
+// unsafeInJSON is unsafeRune for a document, whose lines end in line breaks.
+func unsafeInJSON(r rune) bool { return r >= 0x20 && unsafeRune(r) }
+
 // encodeYAML writes the same document as encodeJSON, with the same names in the same order.
 func encodeYAML(value any) ([]byte, error) {
-	data, err := encodeJSON(value)
+	data, err := marshalJSON(value)
 	if err != nil {
 		return nil, err
+	}
+	if bytes.ContainsFunc(data, unsafeInJSON) {
+		// JSON is YAML, but for the escapes beyond four digits.
+		return escaped(data, func(out []byte, r rune) []byte { return fmt.Appendf(out, "\\U%08x", r) }), nil
 	}
 	var doc yaml.Node
 	if err := yaml.Unmarshal(data, &doc); err != nil {
@@ -71,10 +114,10 @@ func encodeYAML(value any) ([]byte, error) {
 	var out bytes.Buffer
 	enc := yaml.NewEncoder(&out)
 	enc.SetIndent(2)
-	if err := enc.Encode(&doc); err != nil {
+	if err := errors.Join(enc.Encode(&doc), enc.Close()); err != nil {
 		return nil, err
 	}
-	return out.Bytes(), enc.Close()
+	return out.Bytes(), nil
 }
 
 // plain turns the flow style of JSON into block style. The encoder quotes what needs quotes.

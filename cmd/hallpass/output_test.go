@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/hallpass/hallpass/approval/api"
 )
@@ -47,6 +49,36 @@ func TestAReasonCannotForgeAField(t *testing.T) {
 		if strings.HasPrefix(line, "may ") && !strings.Contains(line, "GET /accounts/**") {
 			t.Errorf("the reason forged a field: %q", line)
 		}
+	}
+}
+
+// In every form of answer, what others wrote is text, and programs read what was written.
+func TestNoFormReachesTheTerminal(t *testing.T) {
+	hostile := "a\x1b[2J\u009b31m\u202eb\u200b\U000e0041\x7f\u2028\r\nc"
+	value := map[string]string{"reason": hostile}
+	for form, encode := range map[string]func(any) ([]byte, error){"json": encodeJSON, "yaml": encodeYAML} {
+		for _, v := range []any{value, map[string]string{"reason": "two\nlines, ünïcode 漢字"}} {
+			out, err := encode(v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.ContainsFunc(string(out), func(r rune) bool { return unsafeRune(r) && r != '\n' }) {
+				t.Errorf("%s: %q", form, out)
+			}
+			decode, got := json.Unmarshal, map[string]string{}
+			if form == "yaml" {
+				decode = yaml.Unmarshal
+			}
+			if err := decode(out, &got); err != nil {
+				t.Fatalf("%s: %v", form, err)
+			}
+			if diff := cmp.Diff(v, any(got)); diff != "" {
+				t.Errorf("%s reads back as another text (-want +got):\n%s", form, diff)
+			}
+		}
+	}
+	if got := string(safeJSON([]byte(`{"a":"ü\n"}`))); got != `{"a":"ü\n"}` {
+		t.Errorf("plain JSON was changed to %s", got)
 	}
 }
 
