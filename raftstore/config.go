@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"cmp"
+	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/binary"
@@ -60,8 +61,16 @@ type Config struct {
 	SnapshotThreshold uint64 // entries between snapshots; default 65,536
 	TrailingLogs      uint64 // entries kept behind a snapshot; default 131,072
 
-	Transport raft.Transport // replaces Listener, Key and TLS, for simulations: there are no application streams then
+	Transport raft.Transport // replaces Listener, Key and TLS, for simulations
+	Streams   Streams        // with Transport, what carries application streams; nil: there are none
 	LogStore  LogStore       // replaces the log in Dir; owned by the store
+}
+
+// Streams carries application streams between nodes where Config.Transport replaces the network. It accepts what the
+// others dial; each accepted stream has a method PeerID, as *PeerConn has.
+type Streams interface {
+	net.Listener
+	Dial(ctx context.Context, id string) (net.Conn, error)
 }
 
 const (

@@ -231,17 +231,23 @@ func (s *Store) enter() error {
 
 // DialPeer opens an application stream to another member.
 func (s *Store) DialPeer(ctx context.Context, id string) (net.Conn, error) {
-	if s.mux == nil {
-		return nil, errors.New("raftstore: no application streams with Config.Transport")
+	switch {
+	case s.mux != nil:
+		return s.mux.dial(ctx, id, streamApp)
+	case s.cfg.Streams != nil:
+		return s.cfg.Streams.Dial(ctx, id)
 	}
-	return s.mux.dial(ctx, id, streamApp)
+	return nil, errors.New("raftstore: no application streams with Config.Transport alone")
 }
 
 // PeerListener accepts the other members' application streams; each is a *PeerConn. Closing it ends what DialPeer opens
-// to this node and nothing else. It is nil with Config.Transport.
+// to this node and nothing else. It is nil with Config.Transport alone.
 func (s *Store) PeerListener() net.Listener {
-	if s.mux == nil {
-		return nil
+	switch {
+	case s.mux != nil:
+		return s.mux.queues[streamApp]
+	case s.cfg.Streams != nil:
+		return s.cfg.Streams
 	}
-	return s.mux.queues[streamApp]
+	return nil
 }
