@@ -9,12 +9,15 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Manifest is all that is public about a new cluster: its trust domains and
-// roots, its nodes with their keys and certificates, and the first persons,
-// groups and policy. `ca sign-node` writes it, every node gets the same file,
-// and the identity root signs it.
+// Manifest is all that is public about a cluster: its trust domains and roots,
+// its nodes with their keys and certificates, and the first persons, groups and
+// policy. `ca sign-node` writes it, every node gets the same file, and the
+// identity root signs it. A running cluster learns of new nodes and renewed
+// issuers from a manifest of a higher sequence number, signed by a root that it
+// knows; persons, groups and policy in it are those of a new cluster alone.
 type Manifest struct {
 	Cluster          string // derived from the founding roots, see ClusterID
+	Sequence         uint64 // counts the cluster's manifests from 1; a running cluster takes higher ones only
 	TrustDomain      spiffeid.TrustDomain
 	GrantTrustDomain spiffeid.TrustDomain
 	Dev              bool                // the roots were made for trying things out: loopback only

@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/sha256"
@@ -33,6 +34,9 @@ func (m Manifest) Validate() error {
 }
 
 func (m Manifest) checkDomains() error {
+	if m.Sequence == 0 {
+		return errors.New("sequence: 0, and manifests are counted from 1")
+	}
 	if err := checkTrustDomains(m.TrustDomain, m.GrantTrustDomain); err != nil {
 		return fmt.Errorf("trust_domain, grant_trust_domain: %w", err)
 	}
@@ -246,7 +250,7 @@ func (m Manifest) checkSeed() error {
 }
 
 func (m Manifest) checkSignature() error {
-	statement, err := m.statement()
+	statement, err := m.Statement()
 	if err != nil {
 		return err
 	}
@@ -259,13 +263,41 @@ func (m Manifest) checkSignature() error {
 	return errors.New("signature: the identity root did not sign this; it was changed after `ca sign-node` wrote it")
 }
 
-// statement is what the identity root signs: a line that no certificate starts
-// with, and the manifest without its signature.
-func (m Manifest) statement() ([]byte, error) {
+// statementHeader is a line that no certificate starts with.
+const statementHeader = "hallpass manifest v1\n"
+
+// Statement returns what the identity root signs: a line that no certificate
+// starts with, and the manifest without its signature.
+func (m Manifest) Statement() ([]byte, error) {
 	m.Signature = nil
 	body, err := m.Encode()
 	if err != nil {
 		return nil, err
 	}
-	return append([]byte("hallpass manifest v1\n"), body...), nil
+	return append([]byte(statementHeader), body...), nil
+}
+
+// ParseStatement reads a manifest from what the root signed and the signature.
+func ParseStatement(statement, signature []byte) (Manifest, error) {
+	body, ok := bytes.CutPrefix(statement, []byte(statementHeader))
+	if !ok {
+		return Manifest{}, fmt.Errorf("%w: it does not begin with %q", ErrManifest, statementHeader)
+	}
+	var w manifestJSON
+	if err := decodeJSON(body, &w); err != nil {
+		return Manifest{}, fmt.Errorf("%w: %w", ErrManifest, err)
+	}
+	m, err := w.parse()
+	if err != nil {
+		return Manifest{}, fmt.Errorf("%w: %w", ErrManifest, err)
+	}
+	m.Signature = signature
+	again, err := m.Statement()
+	if err != nil {
+		return Manifest{}, err
+	}
+	if !bytes.Equal(again, statement) {
+		return Manifest{}, fmt.Errorf("%w: not in the form that it was written in", ErrManifest)
+	}
+	return m, m.Validate()
 }

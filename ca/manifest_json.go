@@ -16,6 +16,7 @@ import (
 // manifestJSON is the manifest's file: PEM in strings, keys in base64.
 type manifestJSON struct {
 	Cluster          string     `json:"cluster"`
+	Sequence         uint64     `json:"sequence"`
 	TrustDomain      string     `json:"trust_domain"`
 	GrantTrustDomain string     `json:"grant_trust_domain"`
 	Dev              bool       `json:"dev,omitempty"`
@@ -43,6 +44,7 @@ type nodeJSON struct {
 func (m Manifest) Encode() ([]byte, error) {
 	w := manifestJSON{
 		Cluster:          m.Cluster,
+		Sequence:         m.Sequence,
 		TrustDomain:      m.TrustDomain.Name(),
 		GrantTrustDomain: m.GrantTrustDomain.Name(),
 		Dev:              m.Dev,
@@ -101,11 +103,12 @@ func ParseManifest(text []byte) (Manifest, error) {
 
 func (w manifestJSON) parse() (Manifest, error) {
 	m := Manifest{
-		Cluster: w.Cluster,
-		Dev:     w.Dev,
-		Persons: w.Persons,
-		Groups:  w.Groups,
-		Policy:  w.Policy,
+		Cluster:  w.Cluster,
+		Sequence: w.Sequence,
+		Dev:      w.Dev,
+		Persons:  w.Persons,
+		Groups:   w.Groups,
+		Policy:   w.Policy,
 	}
 	var err error
 	if m.TrustDomain, err = parseTrustDomain(w.TrustDomain); err != nil {

@@ -34,6 +34,7 @@ func TestManifestNamesTheField(t *testing.T) {
 	}{
 		"cluster":             {func(w *manifestJSON) { w.Cluster = strings.Repeat("0", 32) }, "cluster:"},
 		"trust domain":        {func(w *manifestJSON) { w.TrustDomain = "other.test" }, "identity_roots[0]"},
+		"sequence":            {func(w *manifestJSON) { w.Sequence = 0 }, "sequence"},
 		"empty trust domain":  {func(w *manifestJSON) { w.TrustDomain = "" }, "trust_domain"},
 		"domain as URI":       {func(w *manifestJSON) { w.TrustDomain = "spiffe://acme.test" }, "trust_domain"},
 		"one domain":          {func(w *manifestJSON) { w.GrantTrustDomain = w.TrustDomain }, "grant_trust_domain"},
@@ -83,7 +84,7 @@ func TestManifestNamesTheField(t *testing.T) {
 		c.change(&w)
 		text := got(encodeJSON(w))(t)
 		if m, err := w.parse(); err == nil {
-			statement := got(m.statement())(t)
+			statement := got(m.Statement())(t)
 			m.Signature = got(off.signStatement("test", statement, testNow()))(t)
 			text = got(m.Encode())(t)
 		}
@@ -98,6 +99,7 @@ func TestManifestNamesTheField(t *testing.T) {
 func TestManifestTampered(t *testing.T) {
 	f := newFixture(t, 2)
 	for name, change := range map[string]func(*manifestJSON){
+		"the sequence": func(w *manifestJSON) { w.Sequence++ },
 		"an address":   func(w *manifestJSON) { w.Nodes[0].RaftAddress = "10.6.6.6:7000" },
 		"a node's key": func(w *manifestJSON) { w.Nodes[0].Key = base64.StdEncoding.EncodeToString(make([]byte, 32)) },
 		"the policy":   func(w *manifestJSON) { w.Policy = "version: 1\nrules: [] #\n" },
@@ -118,7 +120,7 @@ func TestManifestTampered(t *testing.T) {
 		}
 	}
 	// The signature covers the manifest and nothing that is a certificate.
-	if statement := got(f.manifest.statement())(t); !bytes.HasPrefix(statement, []byte("hallpass manifest v1\n{")) || bytes.Contains(statement, f.manifest.Signature) {
+	if statement := got(f.manifest.Statement())(t); !bytes.HasPrefix(statement, []byte("hallpass manifest v1\n{")) || bytes.Contains(statement, f.manifest.Signature) {
 		t.Errorf("the root signs %.40q", statement)
 	}
 }

@@ -27,7 +27,12 @@ type SignOptions struct {
 	// Replace signs again although there is a manifest: new issuers, 90 more
 	// days, and whatever the requests changed.
 	Replace bool
-	Now     time.Time // zero means the clock's
+	// Add signs the nodes of the requests alone, new ones and such as are in the
+	// manifest already, and leaves the others as they are.
+	Add bool
+	// Drop takes these nodes out of the manifest.
+	Drop []string
+	Now  time.Time // zero means the clock's
 }
 
 // SignNodes makes the members of a cluster out of their requests: it checks the
@@ -36,7 +41,8 @@ type SignOptions struct {
 // which goes to every node. dir is the offline folder.
 //
 // Running it again with the same requests returns the manifest that is there.
-// With other requests it refuses, unless told to replace it.
+// With other requests it refuses, unless told to replace it, add to it or drop
+// nodes from it; that makes a manifest of the next sequence number.
 func SignNodes(dir string, requests []NodeRequest, o SignOptions) (Manifest, error) {
 	off, err := openOffline(dir)
 	if err != nil {
@@ -49,17 +55,20 @@ func SignNodes(dir string, requests []NodeRequest, o SignOptions) (Manifest, err
 	slices.SortFunc(requests, func(a, b NodeRequest) int { return strings.Compare(a.ID, b.ID) })
 
 	path := filepath.Join(dir, ManifestFile)
-	if !o.Replace {
-		old, err := LoadManifest(path)
-		if err == nil {
-			return old, old.covers(requests, o)
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return Manifest{}, err
-		}
+	old, err := LoadManifest(path)
+	switch there := !errors.Is(err, fs.ErrNotExist); {
+	case there && err != nil:
+		// Without its sequence number the next one is not known, and a cluster
+		// takes no manifest that is not newer than its own.
+		return Manifest{}, err
+	case there && !o.Replace && !o.edits():
+		return old, old.covers(requests, o)
+	case !there && o.edits():
+		return Manifest{}, fmt.Errorf("%w: there is no manifest in %s to add nodes to or drop them from", ErrInvalid, dir)
 	}
 	m := Manifest{
 		Cluster:          ClusterID(off.identity.cert, off.grant.cert),
+		Sequence:         old.Sequence + 1,
 		TrustDomain:      off.identityTD,
 		GrantTrustDomain: off.grants,
 		Dev:              isDev(off.identity.cert),
@@ -69,6 +78,9 @@ func SignNodes(dir string, requests []NodeRequest, o SignOptions) (Manifest, err
 		Groups:           off.seed.Groups,
 		Policy:           off.seed.Policy,
 	}
+	if m.Nodes, err = old.without(requests, o); err != nil {
+		return Manifest{}, err
+	}
 	for _, r := range requests {
 		entry, err := off.signNode(r, o)
 		if err != nil {
@@ -76,12 +88,31 @@ func SignNodes(dir string, requests []NodeRequest, o SignOptions) (Manifest, err
 		}
 		m.Nodes = append(m.Nodes, entry)
 	}
+	slices.SortFunc(m.Nodes, func(a, b NodeEntry) int { return strings.Compare(a.ID, b.ID) })
 	return off.seal(m, path, o.Now)
+}
+
+// edits reports whether nodes of the manifest that is there stay in it.
+func (o SignOptions) edits() bool { return o.Add || len(o.Drop) > 0 }
+
+// without returns the nodes that stay as they are.
+func (m Manifest) without(requests []NodeRequest, o SignOptions) ([]NodeEntry, error) {
+	if !o.edits() {
+		return nil, nil
+	}
+	for _, id := range o.Drop {
+		if _, ok := m.Node(id); !ok {
+			return nil, fmt.Errorf("%w: there is no node %q to drop", ErrInvalid, id)
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(m.Nodes), func(n NodeEntry) bool {
+		return slices.Contains(o.Drop, n.ID) || slices.ContainsFunc(requests, func(r NodeRequest) bool { return r.ID == n.ID })
+	}), nil
 }
 
 // seal signs a manifest, checks that it loads, and writes it.
 func (o *offline) seal(m Manifest, path string, now time.Time) (Manifest, error) {
-	statement, err := m.statement()
+	statement, err := m.Statement()
 	if err != nil {
 		return Manifest{}, err
 	}
@@ -104,6 +135,9 @@ func (o SignOptions) checked(td spiffeid.TrustDomain) (SignOptions, error) {
 	}
 	if o.DNSDomains == nil {
 		o.DNSDomains = []string{td.Name(), "localhost"}
+	}
+	if o.Replace && o.edits() {
+		return o, fmt.Errorf("%w: either all nodes are signed anew, or some are added or dropped", ErrInvalid)
 	}
 	for _, domain := range o.DNSDomains {
 		if !validDNSName(domain) {

@@ -79,6 +79,85 @@ func TestSignNodes(t *testing.T) {
 	got(VerifyIdentity(chain, m.IdentityRoots, testTD(), later))(t)
 }
 
+// A manifest that follows another says so, and changes no more than was asked.
+func TestSignNodesAgain(t *testing.T) {
+	f := newFixture(t, 3)
+	if f.manifest.Sequence != 1 {
+		t.Errorf("the first manifest has sequence %d", f.manifest.Sequence)
+	}
+	later := testNow().Add(time.Hour)
+	dir := filepath.Join(t.TempDir(), "n4")
+	fourth := got(NewNode(dir, testNodeOptions(4)))(t)
+	m := got(SignNodes(f.offline, []NodeRequest{fourth}, SignOptions{Add: true, Now: later}))(t)
+	if m.Sequence != 2 || len(m.Nodes) != 4 || m.Nodes[3].ID != "n4" {
+		t.Errorf("sequence %d, %d nodes", m.Sequence, len(m.Nodes))
+	}
+	for i, n := range f.manifest.Nodes {
+		if !n.GrantIssuer.Equal(m.Nodes[i].GrantIssuer) {
+			t.Errorf("node %s was signed anew", n.ID)
+		}
+	}
+	got(LoadNode(dir, m))(t)
+	m = got(SignNodes(f.offline, nil, SignOptions{Drop: []string{"n2"}, Now: later}))(t)
+	if _, ok := m.Node("n2"); ok || m.Sequence != 3 || len(m.Nodes) != 3 {
+		t.Errorf("sequence %d, %d nodes, with the dropped one: %v", m.Sequence, len(m.Nodes), ok)
+	}
+	m = got(SignNodes(f.offline, f.requests, SignOptions{Replace: true, Now: later}))(t)
+	if m.Sequence != 4 || m.Nodes[0].GrantIssuer.Equal(f.manifest.Nodes[0].GrantIssuer) {
+		t.Errorf("sequence %d, and the issuer is the old one: %v", m.Sequence, m.Nodes[0].GrantIssuer.Equal(f.manifest.Nodes[0].GrantIssuer))
+	}
+	// What runs takes the new certificates with the keys it has.
+	before := f.node(0)
+	after := got(before.Renewed(m))(t)
+	if after.Grants.ID() == before.Grants.ID() || after.ID != before.ID || !after.API.Leaf.Equal(m.Nodes[0].APICertificate) {
+		t.Errorf("renewed to issuer %s of %s", after.Grants.ID(), after.ID)
+	}
+	dropped := got(SignNodes(f.offline, nil, SignOptions{Drop: []string{"n1"}, Now: later}))(t)
+	if _, err := before.Renewed(dropped); !errors.Is(err, ErrKey) {
+		t.Errorf("a node that is not in the manifest: %v", err)
+	}
+	for name, c := range map[string]struct {
+		requests []NodeRequest
+		o        SignOptions
+	}{
+		"drop a stranger":    {nil, SignOptions{Drop: []string{"n9"}}},
+		"add and replace":    {f.requests, SignOptions{Add: true, Replace: true}},
+		"drop all there are": {nil, SignOptions{Drop: []string{"n2", "n3"}}},
+	} {
+		if _, err := SignNodes(f.offline, c.requests, c.o); !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrManifest) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	empty := newFixture(t, 0)
+	if _, err := SignNodes(empty.offline, f.requests, SignOptions{Add: true}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("add to nothing: %v", err)
+	}
+	must(t, os.WriteFile(filepath.Join(f.offline, ManifestFile), []byte("{}"), 0o600))
+	if _, err := SignNodes(f.offline, f.requests, SignOptions{Replace: true}); !errors.Is(err, ErrManifest) {
+		t.Errorf("replace what cannot be read: %v", err)
+	}
+}
+
+func TestParseStatement(t *testing.T) {
+	f := newFixture(t, 1)
+	statement := got(f.manifest.Statement())(t)
+	m := got(ParseStatement(statement, f.manifest.Signature))(t)
+	if a, b := got(m.Encode())(t), got(f.manifest.Encode())(t); !bytes.Equal(a, b) {
+		t.Error("another manifest than was signed")
+	}
+	for name, bad := range map[string][]byte{
+		"no header":  bytes.TrimPrefix(statement, []byte(statementHeader)),
+		"changed":    bytes.Replace(statement, []byte(`"sequence": 1`), []byte(`"sequence": 2`), 1),
+		"more space": bytes.Replace(statement, []byte(`"sequence": 1`), []byte(`"sequence":  1`), 1),
+		"the file":   append([]byte(statementHeader), got(f.manifest.Encode())(t)...),
+		"nothing":    nil,
+	} {
+		if _, err := ParseStatement(bad, f.manifest.Signature); !errors.Is(err, ErrManifest) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestSignNodesWithoutNames(t *testing.T) {
 	f := newFixture(t, 0)
 	dir := t.TempDir()
