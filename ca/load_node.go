@@ -5,7 +5,6 @@ import (
 	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -22,8 +21,6 @@ type Node struct {
 	Identity     *Issuer
 	Grants       *Issuer
 	API          tls.Certificate // its SPIFFE ID, and the names that callers dial
-
-	keys nodeKeys
 }
 
 // LoadNode reads a node's keys from dir and pairs them with its entry in the
@@ -37,25 +34,6 @@ func LoadNode(dir string, m Manifest) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := keys.pair(m)
-	if errors.Is(err, errNoEntry) {
-		return nil, fmt.Errorf("%w: no node of the manifest has the transport key in %s; was its request signed, and is this the newest manifest?", ErrKey, dir)
-	}
-	return n, err
-}
-
-// Renewed pairs the node's keys with its entry in another manifest: its issuers
-// and API certificate are those of that manifest from then on.
-func (n *Node) Renewed(m Manifest) (*Node, error) {
-	if err := m.Validate(); err != nil {
-		return nil, err
-	}
-	return n.keys.pair(m)
-}
-
-var errNoEntry = fmt.Errorf("%w: no node of the manifest has this transport key", ErrKey)
-
-func (keys nodeKeys) pair(m Manifest) (_ *Node, err error) {
 	var entry *NodeEntry
 	for i := range m.Nodes {
 		if m.Nodes[i].Key.Equal(keys.transport.Public()) {
@@ -63,12 +41,12 @@ func (keys nodeKeys) pair(m Manifest) (_ *Node, err error) {
 		}
 	}
 	if entry == nil {
-		return nil, errNoEntry
+		return nil, fmt.Errorf("%w: no node of the manifest has the transport key in %s; was its request signed, and is this the newest manifest?", ErrKey, dir)
 	}
 	if entry.AuditKey != keys.auditVerifier {
 		return nil, fmt.Errorf("%w: %s is not the audit key of node %q", ErrKey, auditKeyFile, entry.ID)
 	}
-	n := &Node{ID: entry.ID, SPIFFEID: nodeID(m.TrustDomain, entry.ID), TransportKey: keys.transport, AuditSigner: keys.audit, keys: keys}
+	n := &Node{ID: entry.ID, SPIFFEID: nodeID(m.TrustDomain, entry.ID), TransportKey: keys.transport, AuditSigner: keys.audit}
 	if n.Identity, err = newIssuer(entry.IdentityIssuer, keys.identity, RoleIdentity, m.TrustDomain); err != nil {
 		return nil, wrapPath(identityIssuerKeyFile, err)
 	}
