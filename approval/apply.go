@@ -12,6 +12,10 @@ import (
 // one without come to the same, the one sooner. The zero Machine is ready; it
 // may be used from several goroutines.
 type Machine struct {
+	// Speaks is the newest version of commands that the machine knows; 0 means
+	// Version. Anything else is for rehearsing an upgrade.
+	Speaks int
+
 	policies atomic.Pointer[parsedPolicy]
 }
 
@@ -20,11 +24,19 @@ type Machine struct {
 // and data: no clock, no randomness, and for no data a panic.
 func (m *Machine) Apply(tx Tx, index uint64, data []byte) Result {
 	d := newDraft(tx)
-	result := decide(d, &m.policies, index, data)
+	result := m.decide(d, index, data)
 	if result.Err == nil && result.Changed {
 		d.commit()
 	}
 	return result
+}
+
+// Knows is the newest version of commands that the machine knows.
+func (m *Machine) Knows() int {
+	if m.Speaks == 0 {
+		return Version
+	}
+	return m.Speaks
 }
 
 // Apply is Machine.Apply without a memory.
@@ -33,7 +45,7 @@ func Apply(tx Tx, index uint64, data []byte) Result {
 }
 
 // decide comes to the result of a command and writes its effects to d.
-func decide(d *draft, policies *atomic.Pointer[parsedPolicy], index uint64, data []byte) (result Result) {
+func (m *Machine) decide(d *draft, index uint64, data []byte) (result Result) {
 	defer func() {
 		// A panic here would stop every node on the same log entry, again after
 		// each restart: one poisoned command and the cluster is gone for good.
@@ -46,11 +58,11 @@ func decide(d *draft, policies *atomic.Pointer[parsedPolicy], index uint64, data
 			result = Result{Index: index, Err: &Error{Code: CodeInternal, Detail: "the command could not be applied"}}
 		}
 	}()
-	c, err := DecodeCommand(data)
+	c, err := decodeCommand(data, m.Knows())
 	if err != nil {
 		return refused(index, err)
 	}
-	t := &turn{draft: d, policies: policies, index: index, cmd: c}
+	t := &turn{draft: d, policies: &m.policies, speaks: m.Knows(), index: index, cmd: c}
 	result, err = t.run()
 	if err == nil && d.err != nil {
 		err = d.err
@@ -77,6 +89,7 @@ func refused(index uint64, err error) Result {
 type turn struct {
 	*draft
 	policies *atomic.Pointer[parsedPolicy]
+	speaks   int // the newest version of commands that is known
 
 	index uint64
 	cmd   Command
@@ -157,11 +170,19 @@ func (t *turn) begin() error {
 	}
 	t.m = m
 	t.now = max(t.now, m.LastNow)
+	if t.cmd.V > m.version() {
+		return notSpoken(t.cmd.V)
+	}
 	if !t.has(key(prefixNode, t.cmd.Node)) {
 		return denied("node %q is not a member of the cluster", t.cmd.Node)
 	}
-	if t.cmd.Kind == KindTick {
+	switch t.cmd.Kind { //nolint:exhaustive // all others are somebody's
+	case KindTick, KindRaiseVersion:
 		return t.clusterOnly()
+	case KindAdoptManifest, KindRemoveNode:
+		if t.cmd.Actor == "" {
+			return nil
+		}
 	}
 	return t.identify()
 }
@@ -220,6 +241,18 @@ func (t *turn) perform() (Object, error) {
 		return t.installIssuer(b)
 	case SetRoots:
 		return t.setRoots(b)
+	case AdoptManifest:
+		return t.adoptManifest(b)
+	case JoinNode:
+		return t.aboutMember(b.Node)
+	case PromoteNode:
+		return t.aboutMember(b.Node)
+	case RemoveNode:
+		return t.removeNode(b)
+	case HandOver:
+		return t.aboutMember(b.Node)
+	case RaiseVersion:
+		return t.raiseVersion(b)
 	case ProposeChange:
 		return t.proposeChange(b)
 	case DecideChange:

@@ -45,7 +45,7 @@ func BenchmarkApply(b *testing.B) {
 			b.Run(fmt.Sprintf("%s/rules=%d", c.Body.kind(), rules), func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
-					if r := decide(newDraft(w.a), &w.machine.policies, w.index+1, data); r.Err != nil {
+					if r := w.machine.decide(newDraft(w.a), w.index+1, data); r.Err != nil {
 						b.Fatal(r.Err)
 					}
 				}

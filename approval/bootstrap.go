@@ -1,13 +1,11 @@
 package approval
 
 import (
-	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/hex"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/hallpass/hallpass/audit"
 	"github.com/hallpass/hallpass/policy"
 )
 
@@ -23,6 +21,7 @@ type bootstrapDetails struct {
 	Persons          []Person `json:"persons"`
 	Groups           []Group  `json:"groups"`
 	PolicySHA256     string   `json:"policy_sha256"`
+	Manifest         uint64   `json:"manifest"`
 }
 
 // bootstrap makes the cluster.
@@ -40,13 +39,16 @@ func (t *turn) bootstrap(b Bootstrap) (Object, error) {
 		// grant certificate as if it were its subject.
 		return nil, invalid("identities and grants need two trust domains, both are %q", b.TrustDomain)
 	}
+	if b.Manifest == 0 || b.Manifest > maxSequence {
+		return nil, invalid("manifests are counted from 1, and this is number %d", b.Manifest)
+	}
 	t.m = meta{
 		Cluster: b.Cluster, TrustDomain: b.TrustDomain, GrantTrustDomain: b.GrantTrustDomain,
-		Epoch: 1, PolicyRevision: 1, DirectoryRevision: 1, TrustRevision: 1,
+		Epoch: 1, PolicyRevision: 1, DirectoryRevision: 1, TrustRevision: 1, Manifest: b.Manifest, Version: 1,
 	}
 	d := bootstrapDetails{
 		Cluster: b.Cluster, TrustDomain: b.TrustDomain, GrantTrustDomain: b.GrantTrustDomain,
-		Persons: b.Persons, Groups: b.Groups, PolicySHA256: sha256Hex([]byte(b.Policy)),
+		Persons: b.Persons, Groups: b.Groups, PolicySHA256: sha256Hex([]byte(b.Policy)), Manifest: b.Manifest,
 	}
 	if err := t.firstRoots(b, &d); err != nil {
 		return nil, err
@@ -74,27 +76,13 @@ func (t *turn) firstNodes(nodes []BootstrapNode, d *bootstrapDetails) error {
 		return invalid("a cluster starts with 1 to %d nodes, not %d", MaxNodes, len(nodes))
 	}
 	for _, n := range nodes {
-		if err := checkName("node", n.ID); err != nil {
-			return err
-		}
 		if t.has(key(prefixNode, n.ID)) {
 			return invalid("node %q is named twice", n.ID)
 		}
-		if len(n.Key) != ed25519.PublicKeySize {
-			return invalid("node %q: the transport key is not an Ed25519 public key", n.ID)
-		}
-		if _, err := audit.Verifiers(n.AuditKey); err != nil {
-			return invalid("node %q: the audit key is not a note verifier key", n.ID)
-		}
-		for _, address := range []string{n.RaftAddress, n.APIAddress} {
-			if len(address) > maxAddress {
-				return invalid("node %q: an address is %d bytes long, at most %d", n.ID, len(address), maxAddress)
-			}
-			if err := checkText("the address of node "+n.ID, address, 1); err != nil {
-				return err
-			}
-		}
 		node := Node{ID: n.ID, Key: n.Key, AuditKey: n.AuditKey, RaftAddress: n.RaftAddress, APIAddress: n.APIAddress}
+		if err := checkNode(node); err != nil {
+			return err
+		}
 		t.save(key(prefixNode, n.ID), node)
 		d.Nodes = append(d.Nodes, node)
 		for _, i := range []struct {

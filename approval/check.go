@@ -33,6 +33,10 @@ func CheckInvariants(r Reader) error {
 	}
 	c.m = m
 	c.want[keyMeta] = nil
+	if taken, ok, err := load[manifestTaken](r, []byte(keyManifest)); ok || err != nil {
+		c.want[keyManifest] = nil
+		c.need(err == nil && taken.Sequence == m.Manifest, "manifest %d is in force and %d was taken: %v", m.Manifest, taken.Sequence, err)
+	}
 	c.cluster()
 	c.directory()
 	c.requests()
@@ -134,7 +138,7 @@ func (c *checker) cluster() {
 	inOrder(c.issuers, func(id string, i Issuer) {
 		c.need(i.ID == id && sha256Hex(i.DER) == id, "issuer %s is not the hash of its certificate", id)
 		_, known := nodes[i.Node]
-		c.need(known, "issuer %s is of no node", id)
+		c.need(known || i.Denied != 0 || i.Retired != 0, "issuer %s is of no node", id)
 		c.need(i.Denied != 0 || inForce[string(i.Role)+i.Root], "issuer %s is in use and its root is not in force", id)
 		roles[i.Node+" "+string(i.Role)] = true
 	})

@@ -1,7 +1,13 @@
 package approval
 
-// Version is the version of the command encoding.
+// Version is the newest version of commands that this code knows. A command of a
+// version is accepted once the cluster has agreed on it, which every member must
+// know before: see RaiseVersion. What a version means never changes afterwards.
 const Version = 1
+
+// Next is the version after Version: there is none yet, and Machine.Speaks takes
+// it so that agreeing on it can be rehearsed.
+const Next = Version + 1
 
 // MaxCommandBytes is how long an encoded command may be.
 const MaxCommandBytes = 1 << 20
@@ -24,6 +30,12 @@ const (
 	KindDenyIssuer    Kind = "issuer.deny"
 	KindInstallIssuer Kind = "issuer.install"
 	KindSetRoots      Kind = "roots.set"
+	KindAdoptManifest Kind = "manifest.adopt"
+	KindJoinNode      Kind = "node.join"
+	KindPromoteNode   Kind = "node.promote"
+	KindRemoveNode    Kind = "node.remove"
+	KindHandOver      Kind = "leader.transfer"
+	KindRaiseVersion  Kind = "version.raise"
 	KindProposeChange Kind = "change.propose"
 	KindDecideChange  Kind = "change.decide"
 	KindCancelChange  Kind = "change.cancel"
@@ -69,8 +81,9 @@ type Bootstrap struct {
 	Persons          []Person        `cbor:"5,keyasint"`
 	Groups           []Group         `cbor:"6,keyasint"`
 	Policy           string          `cbor:"7,keyasint"`
-	IdentityRoots    [][]byte        `cbor:"8,keyasint"` // DER
-	GrantRoots       [][]byte        `cbor:"9,keyasint"` // DER
+	IdentityRoots    [][]byte        `cbor:"8,keyasint"`  // DER
+	GrantRoots       [][]byte        `cbor:"9,keyasint"`  // DER
+	Manifest         uint64          `cbor:"10,keyasint"` // sequence number of the manifest that all this is from
 }
 
 // BootstrapNode is one first member of the cluster. The issuers are DER.
@@ -185,6 +198,45 @@ type SetRoots struct {
 	Document []byte `cbor:"1,keyasint"` // one line, see trust.Parse
 }
 
+// AdoptManifest makes the nodes of a newer manifest known. The actor is an admin,
+// or the cluster where a node was started with it; what makes it good is the
+// signature of an identity root in force.
+type AdoptManifest struct {
+	Statement []byte `cbor:"1,keyasint"` // ca.Manifest.Statement: what the root signed
+	Signature []byte `cbor:"2,keyasint"`
+}
+
+// JoinNode has a known node be sent the log, without a vote. This and the next
+// ones record who asked for it; the membership itself is the replicated log's.
+type JoinNode struct {
+	Node string `cbor:"1,keyasint"`
+}
+
+// PromoteNode gives a node that was sent the log a vote.
+type PromoteNode struct {
+	Node string `cbor:"1,keyasint"`
+}
+
+// RemoveNode makes a node unknown and denies its issuers. The actor is an admin,
+// or the cluster, which may be told to remove nodes that were not heard for long.
+// Retired says that the node's keys were destroyed: what they signed stays good.
+type RemoveNode struct {
+	Node    string `cbor:"1,keyasint"`
+	Reason  string `cbor:"2,keyasint"`
+	Retired bool   `cbor:"3,keyasint"`
+}
+
+// HandOver has another node lead.
+type HandOver struct {
+	Node string `cbor:"1,keyasint"`
+}
+
+// RaiseVersion has the cluster speak the next version of commands. The actor is
+// the cluster.
+type RaiseVersion struct {
+	Version int `cbor:"1,keyasint"`
+}
+
 // ProposeChange asks for a change of policy, groups, persons or blocks.
 // BaseRevision is the policy revision for policy.set, otherwise the directory
 // revision; subject.unblock goes by the block itself and ignores it.
@@ -220,6 +272,12 @@ func (BlockSubject) kind() Kind  { return KindBlockSubject }
 func (DenyIssuer) kind() Kind    { return KindDenyIssuer }
 func (InstallIssuer) kind() Kind { return KindInstallIssuer }
 func (SetRoots) kind() Kind      { return KindSetRoots }
+func (AdoptManifest) kind() Kind { return KindAdoptManifest }
+func (JoinNode) kind() Kind      { return KindJoinNode }
+func (PromoteNode) kind() Kind   { return KindPromoteNode }
+func (RemoveNode) kind() Kind    { return KindRemoveNode }
+func (HandOver) kind() Kind      { return KindHandOver }
+func (RaiseVersion) kind() Kind  { return KindRaiseVersion }
 func (ProposeChange) kind() Kind { return KindProposeChange }
 func (DecideChange) kind() Kind  { return KindDecideChange }
 func (CancelChange) kind() Kind  { return KindCancelChange }
@@ -237,6 +295,12 @@ func (b BlockSubject) target() string  { return b.Subject }
 func (b DenyIssuer) target() string    { return b.Issuer }
 func (b InstallIssuer) target() string { return b.Node }
 func (SetRoots) target() string        { return "" }
+func (AdoptManifest) target() string   { return "" }
+func (b JoinNode) target() string      { return b.Node }
+func (b PromoteNode) target() string   { return b.Node }
+func (b RemoveNode) target() string    { return b.Node }
+func (b HandOver) target() string      { return b.Node }
+func (RaiseVersion) target() string    { return "" }
 func (ProposeChange) target() string   { return "" }
 func (b DecideChange) target() string  { return b.Change }
 func (b CancelChange) target() string  { return b.Change }

@@ -129,6 +129,8 @@ func (t *turn) checkIssue(i Issue, ttl time.Duration) error {
 	switch {
 	case issuer.Denied != 0:
 		return denied("issuer %s is denied: %s", shortHash(issuer.ID), issuer.Reason)
+	case issuer.Retired != 0:
+		return denied("issuer %s is retired: its node was removed", shortHash(issuer.ID))
 	case issuer.Role != i.Role:
 		return denied("issuer %s signs %s certificates, not %s", shortHash(issuer.ID), issuer.Role, i.Role)
 	case i.NotAfter > issuer.NotAfter:

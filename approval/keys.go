@@ -14,6 +14,7 @@ import (
 //
 //	m                        counters and names            (meta)
 //	y                        the policy                    (PolicyDoc)
+//	mf                       the newest manifest taken     (manifestTaken)
 //	n/NAME                   members                       (Node)
 //	s/ISSUER                 issuers                       (Issuer)
 //	o/ROLE                   roots                         (Roots)
@@ -42,6 +43,7 @@ import (
 const (
 	keyMeta           = "m"
 	keyPolicy         = "y"
+	keyManifest       = "mf"
 	prefixNode        = "n/"
 	prefixIssuer      = "s/"
 	prefixRoots       = "o/"

@@ -27,6 +27,9 @@ const (
 	MaxOwned   = 200
 	// MaxNodes is how many nodes a cluster starts with.
 	MaxNodes = 9
+	// MaxKnownNodes is how many nodes a manifest may have: members, and such as
+	// are to take their place.
+	MaxKnownNodes = 16
 	// MaxRootDocuments is how many roots documents a trust domain may have had.
 	MaxRootDocuments = 64
 	// MaxIssuersOfNode is how many issuers of one role a node may have that have
@@ -38,6 +41,8 @@ const (
 	maxTrace   = 128
 	maxIdemKey = 255
 	maxAddress = 300
+
+	maxSequence = 1<<31 - 1 // of manifests: RosterRevision has room for no more
 )
 
 // Times.

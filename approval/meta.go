@@ -15,7 +15,13 @@ type meta struct {
 	AuditSize         uint64 `cbor:"9,keyasint"`
 	Changes           uint64 `cbor:"10,keyasint"` // commands that changed the state
 	TrustRevision     uint64 `cbor:"11,keyasint"` // of roots, issuers and API certificates
+	Manifest          uint64 `cbor:"12,keyasint"` // sequence number of the newest manifest taken
+	Removed           uint64 `cbor:"13,keyasint"` // nodes removed since that manifest
+	Version           int    `cbor:"14,keyasint"` // of commands, that the cluster has agreed on
 }
+
+// version is that of commands which are accepted.
+func (m meta) version() int { return max(m.Version, 1) }
 
 // load reads the record at key; false when there is none.
 func load[T any](r Reader, key []byte) (T, bool, error) {

@@ -99,6 +99,9 @@ type Issuer struct {
 	DER      []byte `json:"der" cbor:"8,keyasint"`
 	Index    uint64 `json:"index" cbor:"9,keyasint"` // Raft index of its last change
 	Root     string `json:"root" cbor:"10,keyasint"` // id of the root that signed it
+	// Retired is when its node was removed with its keys destroyed: it signs
+	// nothing more, and what it signed stays good. 0: it was not.
+	Retired Millis `json:"retired,omitempty" cbor:"11,keyasint,omitempty"`
 }
 
 // Node is a member of the cluster.
@@ -111,6 +114,13 @@ type Node struct {
 
 	// APICertificate is DER, empty while the one of the manifest is the newest.
 	APICertificate []byte `json:"api_certificate,omitempty" cbor:"6,keyasint,omitempty"`
+}
+
+// manifestTaken is the newest manifest that the cluster took.
+type manifestTaken struct {
+	Sequence uint64 `cbor:"1,keyasint"`
+	SHA256   string `cbor:"2,keyasint"` // of what was signed
+	Index    uint64 `cbor:"3,keyasint"` // Raft index
 }
 
 // Installed is what a member got: its new issuers, by id.
@@ -140,6 +150,9 @@ type Cluster struct {
 	DirectoryRevision uint64   `json:"directory_revision"`
 	FeedRevision      uint64   `json:"feed_revision"`
 	AuditSize         uint64   `json:"audit_size"` // leaves of the audit log
+	Manifest          uint64   `json:"manifest"`   // sequence number of the newest manifest taken
+	Removed           uint64   `json:"removed"`    // nodes removed since
+	Version           int      `json:"version"`    // of commands, that the cluster has agreed on
 	Nodes             []Node   `json:"nodes"`
 	Issuers           []Issuer `json:"issuers"`
 }

@@ -1,7 +1,7 @@
 package approval
 
 // Object is what a command made or changed: a Request, Grant, Change, Issue,
-// Block, Issuer, Installed, Roots, Cluster or Ticked, by value.
+// Block, Issuer, Installed, Roots, Node, Cluster or Ticked, by value.
 type Object interface{ objectKind() string }
 
 func (Request) objectKind() string { return "request" }
@@ -15,11 +15,13 @@ func (Ticked) objectKind() string  { return "ticked" }
 
 func (Installed) objectKind() string { return "installed" }
 func (Roots) objectKind() string     { return "roots" }
+func (Node) objectKind() string      { return "node" }
 
 // Result is what a command came to: Err, or Object. Kinds give these objects:
 // bootstrap a Cluster; request.* a Request; grant.issue and identity.issue an
 // Issue; grant.revoke and grant.return a Grant; subject.block a Block;
 // issuer.deny an Issuer; issuer.install an Installed; roots.set a Roots;
+// manifest.adopt and version.raise a Cluster; node.* and leader.transfer a Node;
 // change.* a Change; tick a Ticked.
 type Result struct {
 	Index    uint64 // Raft index of the command; of the first one for a replay

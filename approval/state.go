@@ -45,6 +45,7 @@ func (s State) Cluster() (Cluster, error) {
 		Epoch: m.Epoch, LastNow: m.LastNow,
 		PolicyRevision: m.PolicyRevision, DirectoryRevision: m.DirectoryRevision,
 		FeedRevision: m.FeedRevision, AuditSize: m.AuditSize,
+		Manifest: m.Manifest, Removed: m.Removed, Version: m.version(),
 		Nodes: nodes, Issuers: issuers,
 	}, nil
 }
@@ -147,6 +148,30 @@ func (s State) IssuersOf(node string) ([]Issuer, error) {
 	all, err := every[Issuer](s.r, prefixIssuer)
 	return slices.DeleteFunc(all, func(i Issuer) bool { return i.Node != node }), err
 }
+
+// Version is that of the commands which are accepted.
+func (s State) Version() (int, error) {
+	m, err := s.meta()
+	if errors.Is(err, ErrNotFound) {
+		return 1, nil
+	}
+	return m.version(), err
+}
+
+// Roster returns the nodes that talk to each other. It changed if and only if the
+// revision is higher; a manifest's own, before it is taken, is RosterRevision of
+// its sequence number.
+func (s State) Roster() (revision uint64, nodes []Node, err error) {
+	m, err := s.meta()
+	if err != nil {
+		return 0, nil, err
+	}
+	nodes, err = every[Node](s.r, prefixNode)
+	return RosterRevision(m.Manifest) + m.Removed, nodes, err
+}
+
+// RosterRevision is the revision of the nodes as a manifest lists them.
+func RosterRevision(sequence uint64) uint64 { return sequence << 32 }
 
 // Node returns a member of the cluster, or ErrNotFound.
 func (s State) Node(id string) (Node, error) {

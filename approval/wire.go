@@ -68,7 +68,7 @@ func (c Command) Encode() ([]byte, error) {
 	if c.Kind == "" {
 		c.Kind = c.Body.kind()
 	}
-	if c.V != Version || c.Kind != c.Body.kind() {
+	if c.V < 1 || c.V > Next || c.Kind != c.Body.kind() {
 		return nil, fmt.Errorf("approval: encode command: %w: version %d, kind %q with a body of kind %q", ErrInvalid, c.V, c.Kind, c.Body.kind())
 	}
 	body, err := encoder.Marshal(c.Body)
@@ -85,8 +85,11 @@ func (c Command) Encode() ([]byte, error) {
 	return data, nil
 }
 
-// DecodeCommand reads what Encode wrote and refuses everything else.
-func DecodeCommand(data []byte) (Command, error) {
+// DecodeCommand reads what Encode wrote, of the versions that this code knows, and
+// refuses everything else.
+func DecodeCommand(data []byte) (Command, error) { return decodeCommand(data, Version) }
+
+func decodeCommand(data []byte, speaks int) (Command, error) {
 	if len(data) > MaxCommandBytes {
 		return Command{}, fmt.Errorf("approval: decode command: %w: %d bytes, at most %d", ErrInvalid, len(data), MaxCommandBytes)
 	}
@@ -94,8 +97,8 @@ func DecodeCommand(data []byte) (Command, error) {
 	if err := decoder.Unmarshal(data, &e); err != nil {
 		return Command{}, fmt.Errorf("approval: decode command: %w: %w", ErrInvalid, err)
 	}
-	if e.V != Version {
-		return Command{}, fmt.Errorf("approval: decode command: %w: version %d, this node knows %d", ErrInvalid, e.V, Version)
+	if e.V < 1 || e.V > speaks {
+		return Command{}, notSpoken(e.V)
 	}
 	body, err := decodeBody(e.Kind, e.Body)
 	if err != nil {
@@ -110,6 +113,12 @@ func DecodeCommand(data []byte) (Command, error) {
 		return Command{}, fmt.Errorf("approval: decode command: %w: not the canonical encoding", ErrInvalid)
 	}
 	return c, nil
+}
+
+// notSpoken refuses a version: in the same words where the code does not know it
+// and where the cluster has not agreed on it, so that all nodes come to the same.
+func notSpoken(version int) error {
+	return fmt.Errorf("approval: %w: the cluster does not speak version %d of commands", ErrInvalid, version)
 }
 
 func decodeBody(kind Kind, data []byte) (Body, error) {
@@ -140,6 +149,18 @@ func decodeBody(kind Kind, data []byte) (Body, error) {
 		return decodeAs[InstallIssuer](data)
 	case KindSetRoots:
 		return decodeAs[SetRoots](data)
+	case KindAdoptManifest:
+		return decodeAs[AdoptManifest](data)
+	case KindJoinNode:
+		return decodeAs[JoinNode](data)
+	case KindPromoteNode:
+		return decodeAs[PromoteNode](data)
+	case KindRemoveNode:
+		return decodeAs[RemoveNode](data)
+	case KindHandOver:
+		return decodeAs[HandOver](data)
+	case KindRaiseVersion:
+		return decodeAs[RaiseVersion](data)
 	case KindProposeChange:
 		return decodeAs[ProposeChange](data)
 	case KindDecideChange:
@@ -219,6 +240,8 @@ func decodeObject(kind string, data []byte) (Object, error) {
 		return objectAs[Installed](data)
 	case "roots":
 		return objectAs[Roots](data)
+	case "node":
+		return objectAs[Node](data)
 	case "cluster":
 		return objectAs[Cluster](data)
 	case "ticked":

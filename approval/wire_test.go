@@ -31,7 +31,7 @@ func oneOfEach() []Command {
 				IdentityIssuer: []byte{2}, GrantIssuer: []byte{3},
 			}},
 			Persons: []Person{person}, Groups: []Group{group}, Policy: "version: 1\n",
-			IdentityRoots: [][]byte{{4}}, GrantRoots: [][]byte{{5}},
+			IdentityRoots: [][]byte{{4}}, GrantRoots: [][]byte{{5}}, Manifest: 7,
 		},
 		CreateRequest{
 			ID: id + "1", Subject: "spiffe://acme.test/agent/x", Service: "payments", Permissions: []string{"GET /accounts/**"},
@@ -57,6 +57,12 @@ func oneOfEach() []Command {
 		DenyIssuer{Issuer: hash, Reason: "why"},
 		InstallIssuer{Node: "n1", IdentityIssuer: []byte{2}, GrantIssuer: []byte{3}, APICertificate: []byte{6}},
 		SetRoots{Document: []byte("{}")},
+		AdoptManifest{Statement: []byte("s"), Signature: []byte{7}},
+		JoinNode{Node: "n4"},
+		PromoteNode{Node: "n4"},
+		RemoveNode{Node: "n4", Reason: "why", Retired: true},
+		HandOver{Node: "n2"},
+		RaiseVersion{Version: 2},
 		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditPolicySet, YAML: "version: 1\n"}, BaseRevision: 3},
 		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditGroupSet, Group: &group}, BaseRevision: 4},
 		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditGroupDelete, Name: "security"}, BaseRevision: 4},
@@ -96,7 +102,7 @@ func TestWireGolden(t *testing.T) {
 			t.Errorf("%s comes back different (-sent +read):\n%s", c.Kind, diff)
 		}
 	}
-	if len(kinds) != 16 {
+	if len(kinds) != 22 {
 		t.Errorf("%d kinds", len(kinds))
 	}
 	file := filepath.Join("testdata", "wire.golden")
@@ -176,7 +182,7 @@ func TestWireRefuses(t *testing.T) {
 	for name, c := range map[string]Command{
 		"no body":    {ID: good.ID},
 		"other kind": {ID: good.ID, Kind: KindTick, Body: CancelRequest{}},
-		"other V":    {V: 2, ID: good.ID, Body: Tick{}},
+		"other V":    {V: Next + 1, ID: good.ID, Body: Tick{}},
 	} {
 		if _, err := c.Encode(); err == nil {
 			t.Errorf("%s: encoded", name)

@@ -125,6 +125,7 @@ func firstCommand() Bootstrap {
 			GrantIssuer:    testIssuer(RoleGrant, id, id+" grants", issuerLife(i)),
 		})
 	}
+	b.Manifest = 1
 	b.IdentityRoots = [][]byte{testRoot(RoleIdentity, 0).cert.Raw}
 	b.GrantRoots = [][]byte{testRoot(RoleGrant, 0).cert.Raw}
 	return b

@@ -77,7 +77,7 @@ func (n *node) bootstrap(ctx context.Context) error {
 	m := n.manifest
 	body := approval.Bootstrap{
 		Cluster: m.Cluster, TrustDomain: m.TrustDomain.Name(), GrantTrustDomain: m.GrantTrustDomain.Name(),
-		Policy:        m.Policy,
+		Policy: m.Policy, Manifest: m.Sequence,
 		IdentityRoots: mapped(m.IdentityRoots, func(c *x509.Certificate) []byte { return c.Raw }),
 		GrantRoots:    mapped(m.GrantRoots, func(c *x509.Certificate) []byte { return c.Raw }),
 		Persons: mapped(m.Persons, func(p ca.Person) approval.Person {

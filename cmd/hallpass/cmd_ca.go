@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -231,8 +230,6 @@ type signFlags struct {
 	domains []string
 	ranges  []string
 	replace bool
-	add     bool
-	drop    []string
 }
 
 func newCASignNode(a *app) *cobra.Command {
@@ -248,18 +245,11 @@ Each node gets an issuer of identities, an issuer of grants and its API
 certificate, for 90 days. FOLDER/manifest.json is public; every node gets the
 same one. The same requests again change nothing.
 
-A manifest that follows another has the next sequence number. --replace signs all
-nodes anew, for 90 more days. --add signs the nodes of the REQUESTs alone and
-leaves the others as they are; --drop takes nodes out. A running cluster learns
-it with: hallpass cluster adopt FOLDER/manifest.json
-
 Issuers may name hosts under --dns-domain and --ip-range only: by default the
 trust domain, localhost and loopback.`,
-		Example: `  hallpass ca sign-node --dir ca n1/node-request.json n2/node-request.json n3/node-request.json
-  hallpass ca sign-node --dir ca --add n4/node-request.json
-  hallpass ca sign-node --dir ca --drop n3`,
+		Example: `  hallpass ca sign-node --dir ca n1/node-request.json n2/node-request.json n3/node-request.json`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 && len(f.drop) == 0 {
+			if len(args) == 0 {
 				return usagef("%s: no REQUEST given", cmd.CommandPath())
 			}
 			return nil
@@ -271,8 +261,6 @@ trust domain, localhost and loopback.`,
 	flags.StringSliceVar(&f.domains, "dns-domain", nil, "`domain` under which services may have names; repeat for more")
 	flags.StringSliceVar(&f.ranges, "ip-range", nil, "addresses that services may have, as a `prefix` such as 10.0.0.0/8; repeat for more")
 	flags.BoolVar(&f.replace, "replace", false, "sign again although there is a manifest: new issuers, for 90 more days")
-	flags.BoolVar(&f.add, "add", false, "sign these nodes, and leave those in the manifest as they are")
-	flags.StringSliceVar(&f.drop, "drop", nil, "take the `node` out of the manifest; repeat for more")
 	return cmd
 }
 
@@ -280,13 +268,12 @@ trust domain, localhost and loopback.`,
 type signedNodes struct {
 	Manifest string       `json:"manifest"`
 	Cluster  string       `json:"cluster"`
-	Sequence uint64       `json:"sequence"`
 	Nodes    []signedNode `json:"nodes"`
 }
 
 type signedNode struct {
 	ID          string    `json:"id"`
-	Fingerprint string    `json:"fingerprint,omitempty"` // of its request, where it was signed now
+	Fingerprint string    `json:"fingerprint"` // of its request
 	APIAddress  string    `json:"api_address"`
 	RaftAddress string    `json:"raft_address"`
 	NotAfter    time.Time `json:"not_after"`
@@ -296,7 +283,7 @@ func (a *app) signNodes(files []string, f signFlags) error {
 	if f.dir == "" {
 		return usagef("no folder given: --dir FOLDER")
 	}
-	o := ca.SignOptions{DNSDomains: f.domains, Replace: f.replace, Add: f.add, Drop: f.drop, Now: a.now()}
+	o := ca.SignOptions{DNSDomains: f.domains, Replace: f.replace, Now: a.now()}
 	for _, text := range f.ranges {
 		_, ipNet, err := net.ParseCIDR(text)
 		if err != nil {
@@ -318,12 +305,12 @@ func (a *app) signNodes(files []string, f signFlags) error {
 	}
 	m, err := ca.SignNodes(f.dir, requests, o)
 	if errors.Is(err, ca.ErrExists) {
-		return fmt.Errorf("%w: --replace signs all nodes again, --add signs only these", err)
+		return fmt.Errorf("%w: --replace signs again", err)
 	}
 	if err != nil {
 		return err
 	}
-	out := signedNodes{Manifest: filepath.Join(f.dir, ca.ManifestFile), Cluster: m.Cluster, Sequence: m.Sequence}
+	out := signedNodes{Manifest: filepath.Join(f.dir, ca.ManifestFile), Cluster: m.Cluster}
 	for _, n := range m.Nodes {
 		out.Nodes = append(out.Nodes, signedNode{
 			ID: n.ID, Fingerprint: prints[n.ID], APIAddress: n.APIAddress, RaftAddress: n.RaftAddress,
@@ -333,17 +320,12 @@ func (a *app) signNodes(files []string, f signFlags) error {
 	err = a.print(out, func(w *tabular) {
 		w.field("manifest", out.Manifest)
 		w.field("cluster", out.Cluster)
-		w.field("sequence", strconv.FormatUint(out.Sequence, 10))
 		w.line("")
 		w.row("NODE", "API", "RAFT", "UNTIL", "REQUEST")
 		for _, n := range out.Nodes {
 			w.row(n.ID, n.APIAddress, n.RaftAddress, w.when(n.NotAfter), n.Fingerprint)
 		}
 	})
-	if out.Sequence > 1 {
-		a.next("tell the running cluster: hallpass cluster adopt %s", out.Manifest)
-	} else {
-		a.next("copy %s to every node, then: hallpass server --config FILE", out.Manifest)
-	}
+	a.next("copy %s to every node, then: hallpass server --config FILE", out.Manifest)
 	return err
 }

@@ -1,0 +1,73 @@
+package approval
+
+import (
+	"errors"
+	"testing"
+)
+
+// TestVersions has an old and a new machine apply one log. Until all have agreed
+// on the new version they come to the same, byte for byte; from then on the new
+// one accepts it, and the old one has no place among them.
+func TestVersions(t *testing.T) {
+	before, after := &Machine{}, &Machine{Speaks: Next}
+	a, b := newMemory(), newMemory()
+	w := &world{tb: t, a: a, b: b, now: epochStart, node: "n1"}
+	both := func(c Command) (x, y Result) {
+		t.Helper()
+		data, err := c.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.index++
+		return before.Apply(a, w.index, data), after.Apply(b, w.index, data)
+	}
+	same := func(what string, c Command, want error) {
+		t.Helper()
+		x, y := both(c)
+		if !sameResult(x, y) || a.fingerprint() != b.fingerprint() {
+			t.Errorf("%s: %+v and %+v", what, x, y)
+		}
+		if !errors.Is(x.Failure(), want) {
+			t.Errorf("%s: %v, want %v", what, x.Failure(), want)
+		}
+	}
+	block := func(v int) Command {
+		c := w.command("ada", BlockSubject{Subject: spiffe("agent/x"), Reason: "why"})
+		c.V = v
+		return c
+	}
+	same("bootstrap", w.command("", firstCommand()), nil)
+	same("the version of old", w.command("ada", BlockSubject{Subject: spiffe("agent/y"), Reason: "why"}), nil)
+	same("one that is not agreed on", block(Next), ErrInvalid)
+	bad := w.command("", RaiseVersion{Version: Next})
+	bad.V = Next
+	same("raised by itself", bad, ErrInvalid)
+
+	raise := w.command("", RaiseVersion{Version: Next})
+	if x, y := both(raise); !errors.Is(x.Failure(), ErrInvalid) || y.Err != nil {
+		t.Fatalf("raise: %v and %v", x.Err, y.Err)
+	}
+	if v, err := Read(b).Version(); v != Next || err != nil {
+		t.Errorf("version %d, %v", v, err)
+	}
+	for _, v := range []int{Next, Version} {
+		if r := after.Apply(b, w.index+1, mustEncode(t, block(v))); r.Err != nil {
+			t.Errorf("version %d once it is agreed on: %v", v, r.Err)
+		}
+	}
+	if r := before.Apply(b, w.index+1, mustEncode(t, block(Next))); !errors.Is(r.Failure(), ErrInvalid) {
+		t.Errorf("the old machine: %+v", r)
+	}
+	if err := b.check(); err != nil {
+		t.Error(err)
+	}
+}
+
+func mustEncode(t *testing.T, c Command) []byte {
+	t.Helper()
+	data, err := c.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
