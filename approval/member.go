@@ -147,7 +147,7 @@ func (t *turn) takeIssuer(node string, role Role, der []byte, member bool, d *ma
 	issuer, err := t.checkIssuer(node, role, der)
 	if err != nil {
 		if member {
-			return nil //nolint:nilerr // it has others, or none: the manifest's ended, or its root did
+			return nil // it has others, or none: the manifest's ended, or its root did
 		}
 		return err
 	}
