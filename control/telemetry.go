@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
-	"strings"
 	"time"
 
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
@@ -150,7 +149,7 @@ func (n *node) observed(next http.Handler) http.Handler {
 	return otelhttp.NewHandler(logged, "api", otelhttp.WithServerName(self.APIAddress),
 		otelhttp.WithTracerProvider(n.tracer), otelhttp.WithMeterProvider(n.meter),
 		otelhttp.WithPropagators(propagation.TraceContext{}),
-		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string { return r.Method + " " + routeOf(r.URL.Path) }))
+		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string { return r.Method + " " + api.RouteOf(r.URL.Path) }))
 }
 
 // statusRecorder remembers a response's status.
@@ -212,15 +211,3 @@ func ended(span trace.Span, err error) {
 }
 
 func grantAttr(id string) attribute.KeyValue { return attribute.String("hallpass.grant.id", id) }
-
-// routeOf is a path without the ids in it, for names of spans.
-func routeOf(path string) string {
-	parts := strings.Split(clip(path, 128), "/")
-	if len(parts) > 3 && parts[1] == "v1" {
-		switch parts[2] {
-		case "requests", "grants", "changes", "issuers":
-			parts[3] = "{id}"
-		}
-	}
-	return strings.Join(parts, "/")
-}

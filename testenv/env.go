@@ -64,8 +64,8 @@ type Options struct {
 	Persons []ca.Person // besides the default people
 	Groups  []ca.Group  // besides engineers, owners and admins
 	Now     func(node string) func() time.Time
-	Tracer  trace.TracerProvider
-	Logger  *slog.Logger // nil discards
+	Tracer  trace.TracerProvider // of nodes, clients, proxies and connectors
+	Logger  *slog.Logger         // nil discards
 }
 
 // Env is a running cluster with its people and proxies.

@@ -1,10 +1,10 @@
 package testenv
 
 import (
+	"context"
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"net"
 	"path/filepath"
 	"strings"
@@ -104,6 +104,7 @@ func (e *Env) ClientOf(cert *tls.Certificate) *api.Client {
 	e.t.Helper()
 	c, err := api.NewClient(api.ClientConfig{
 		Servers: e.Servers(), Certificate: cert, Roots: e.roots.identity, RetryFor: patience,
+		TracerProvider: e.opts.Tracer,
 	})
 	e.must(err)
 	e.t.Cleanup(c.Close)
@@ -150,29 +151,36 @@ func (e *Env) Grant(who, service string, d time.Duration, permissions ...string)
 // Mint fetches a certificate of a grant for a fresh key.
 func (e *Env) Mint(who, grantID string) *tls.Certificate {
 	e.t.Helper()
+	cert, err := e.mint(e.t.Context(), e.Client(who), grantID)
+	e.must(err)
+	return cert
+}
+
+func (e *Env) mint(ctx context.Context, c *api.Client, grantID string) (*tls.Certificate, error) {
 	key, err := ca.GenerateKey()
-	e.must(err)
+	if err != nil {
+		return nil, err
+	}
 	csr, err := ca.MakeCSR(key, "")
-	e.must(err)
-	answer, err := e.Client(who).GrantCertificate(e.t.Context(), grantID, string(csr))
-	e.must(err)
-	cert := &tls.Certificate{PrivateKey: key}
-	for rest := []byte(answer.Certificate); ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
-		cert.Certificate = append(cert.Certificate, block.Bytes)
+	if err != nil {
+		return nil, err
 	}
-	if len(cert.Certificate) == 0 {
-		e.t.Fatalf("testenv: the answer holds no certificate: %q", answer.Certificate)
+	answer, err := c.GrantCertificate(ctx, grantID, string(csr))
+	if err != nil {
+		return nil, err
 	}
-	cert.Leaf, err = x509.ParseCertificate(cert.Certificate[0])
-	e.must(err)
+	chain, err := ca.DecodeCertificates([]byte(answer.Certificate))
+	if err != nil {
+		return nil, err
+	}
+	cert := &tls.Certificate{PrivateKey: key, Leaf: chain[0]}
+	for _, c := range chain {
+		cert.Certificate = append(cert.Certificate, c.Raw)
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.handed = append(e.handed, handed{grant: grantID, leaf: cert.Leaf})
-	return cert
+	return cert, nil
 }
 
 // Revoke ends a grant as who.

@@ -62,7 +62,7 @@ func (e *Env) Proxy(service string, o ProxyOptions) *Proxy {
 // Start runs the proxy again on its old files and address.
 func (p *Proxy) Start() {
 	p.env.t.Helper()
-	px, err := proxy.New(proxy.Config{Settings: p.set, Logger: p.env.log})
+	px, err := proxy.New(proxy.Config{Settings: p.set, Logger: p.env.log, TracerProvider: p.env.opts.Tracer})
 	p.env.must(err)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(p.env.t.Context()))
 	ended := make(chan struct{})

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/trace"
 )
 
 const (
@@ -61,6 +62,9 @@ type ClientConfig struct {
 	RetryFor time.Duration
 	// Logger gets a line a failover; nil means none.
 	Logger *slog.Logger
+	// TracerProvider makes a span an attempt; with nil there are none, and the
+	// trace of a call's context is sent along as it is.
+	TracerProvider trace.TracerProvider
 	// DialContext replaces the dialer; nil means TCP.
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
 }
@@ -69,6 +73,7 @@ type ClientConfig struct {
 type Client struct {
 	servers  []string
 	http     *http.Client
+	pool     *http.Transport // under http
 	tls      *tls.Config
 	dial     func(ctx context.Context, network, addr string) (net.Conn, error)
 	timeout  time.Duration
@@ -107,18 +112,19 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if c.dial == nil {
 		c.dial = (&net.Dialer{}).DialContext
 	}
+	c.pool = &http.Transport{
+		TLSClientConfig:     conf,
+		ForceAttemptHTTP2:   true,
+		DialContext:         cfg.DialContext,
+		TLSHandshakeTimeout: 5 * time.Second,
+		MaxIdleConnsPerHost: 4,
+		IdleConnTimeout:     time.Minute,
+		// A node that falls silent is found out within seconds, not at the
+		// end of each call's time.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 3 * time.Second, PingTimeout: 3 * time.Second},
+	}
 	c.http = &http.Client{
-		Transport: &http.Transport{
-			TLSClientConfig:     conf,
-			ForceAttemptHTTP2:   true,
-			DialContext:         cfg.DialContext,
-			TLSHandshakeTimeout: 5 * time.Second,
-			MaxIdleConnsPerHost: 4,
-			IdleConnTimeout:     time.Minute,
-			// A node that falls silent is found out within seconds, not at the
-			// end of each call's time.
-			HTTP2: &http.HTTP2Config{SendPingTimeout: 3 * time.Second, PingTimeout: 3 * time.Second},
-		},
+		Transport: traced(c.pool, cfg.TracerProvider),
 		// A redirect would send the body and the key to a place nobody named.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
@@ -126,7 +132,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 }
 
 // Close closes idle connections.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+func (c *Client) Close() { c.pool.CloseIdleConnections() }
 
 func clientTLS(cfg ClientConfig) (*tls.Config, error) {
 	conf := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: cfg.Roots}

@@ -20,11 +20,13 @@ type app struct {
 	environ func() []string
 	now     func() time.Time
 
-	// global flags; set while cobra parses, read afterwards
+	// set while cobra parses, read afterwards; global flags first
 	output   string
 	servers  []string
 	identity string
 	timeout  time.Duration
+
+	command string // that runs, "hallpass request create"
 }
 
 // run executes one command line and returns the exit status.
@@ -130,7 +132,8 @@ func (a *app) noCommand(cmd *cobra.Command, args []string) error {
 }
 
 // checkGlobals checks the global flags, and fills them from the environment.
-func (a *app) checkGlobals(_ *cobra.Command, _ []string) error {
+func (a *app) checkGlobals(cmd *cobra.Command, _ []string) error {
+	a.command = cmd.CommandPath()
 	if !validOutput(a.output) {
 		return usagef("-o %s: want table, json or yaml", a.output)
 	}

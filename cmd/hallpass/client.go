@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/hallpass/hallpass/approval/api"
 	"github.com/hallpass/hallpass/ca"
@@ -19,7 +20,7 @@ import (
 )
 
 // client makes the API client that the global flags describe. Nothing is dialled yet.
-func (a *app) client() (*api.Client, error) {
+func (a *app) client(tracers trace.TracerProvider) (*api.Client, error) {
 	if len(a.servers) == 0 {
 		return nil, usagef("no control node given: --server https://HOST:PORT or HALLPASS_SERVER")
 	}
@@ -34,16 +35,23 @@ func (a *app) client() (*api.Client, error) {
 		return nil, unauthenticatedf("identity %s in %s expired at %s: get a new one",
 			spiffeOf(cert), a.identity, cert.NotAfter.UTC().Format(time.RFC3339))
 	}
-	c, err := api.NewClient(api.ClientConfig{Servers: a.servers, Identity: a.identity, RetryFor: a.timeout})
+	c, err := api.NewClient(api.ClientConfig{Servers: a.servers, Identity: a.identity, RetryFor: a.timeout, TracerProvider: tracers})
 	if err != nil {
 		return nil, usagef("%w", err)
 	}
 	return c, nil
 }
 
-// call runs fn with a client, and closes it.
+// call runs fn with a client, and closes it. The calls are traced where that is configured.
 func (a *app) call(ctx context.Context, fn func(ctx context.Context, c *api.Client) error) error {
-	c, err := a.client()
+	return a.tracing(ctx, func(ctx context.Context, tracers trace.TracerProvider) error {
+		return a.callAs(ctx, tracers, fn)
+	})
+}
+
+// callAs is call for a command that traces by itself.
+func (a *app) callAs(ctx context.Context, tracers trace.TracerProvider, fn func(ctx context.Context, c *api.Client) error) error {
+	c, err := a.client(tracers)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/hallpass/hallpass/approval/api"
 	"github.com/hallpass/hallpass/ca"
+	"github.com/hallpass/hallpass/internal/telemetry"
 	"github.com/hallpass/hallpass/proxy"
 )
 
@@ -50,9 +51,7 @@ you alone may use, unless you say otherwise: --listen 127.0.0.1:8080.`,
 			if err := a.override(cmd, &p); err != nil {
 				return err
 			}
-			return a.call(cmd.Context(), func(ctx context.Context, c *api.Client) error {
-				return a.connect(ctx, c, args[0], f, p)
-			})
+			return a.connect(cmd.Context(), args[0], f, p)
 		},
 	}
 	flags := cmd.Flags()
@@ -65,7 +64,19 @@ you alone may use, unless you say otherwise: --listen 127.0.0.1:8080.`,
 	return cmd
 }
 
-func (a *app) connect(ctx context.Context, c *api.Client, service string, f connectFlags, p processSettings) (err error) {
+func (a *app) connect(ctx context.Context, service string, f connectFlags, p processSettings) (err error) {
+	tel, err := a.telemetry(ctx, "hallpass-connect", service, p)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tel.Shutdown(context.WithoutCancel(ctx))) }()
+	return a.callAs(ctx, tel.TracerProvider, func(ctx context.Context, c *api.Client) error {
+		return a.carry(ctx, c, tel, service, f)
+	})
+}
+
+// carry carries a program's traffic until ctx ends.
+func (a *app) carry(ctx context.Context, c *api.Client, tel *telemetry.Telemetry, service string, f connectFlags) error {
 	cert, err := readIdentity(a.identity)
 	if err != nil {
 		return unauthenticatedf("identity: %w", err)
@@ -84,11 +95,6 @@ func (a *app) connect(ctx context.Context, c *api.Client, service string, f conn
 			return err
 		}
 	}
-	tel, err := a.telemetry(ctx, "hallpass-connect", service, p)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, tel.Shutdown(context.WithoutCancel(ctx))) }()
 	bundle, err := x509bundle.Load(me.TrustDomain(), filepath.Join(a.identity, ca.FolderIdentityBundle))
 	if err != nil {
 		return err
@@ -100,7 +106,7 @@ func (a *app) connect(ctx context.Context, c *api.Client, service string, f conn
 	}
 	connector, err := proxy.NewConnector(proxy.ConnectorConfig{
 		Service: service, Address: f.via, TrustDomain: me.TrustDomain(), Bundle: bundle, Source: source,
-		TCP: f.tcp, Host: f.host, Logger: tel.Logger, Now: a.now,
+		TCP: f.tcp, Host: f.host, Logger: tel.Logger, Now: a.now, TracerProvider: tel.TracerProvider,
 	})
 	if err != nil {
 		return usagef("%w", err)
