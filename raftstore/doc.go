@@ -75,6 +75,7 @@
 //     everything is committed and nothing let in before raft's transfer begins; if it hangs all the same, the node halts.
 //   - raft#503, #614, a disk that hangs or fails under a leader: the transport falls silent and another is elected, or
 //     the node halts. A hung write is never reported as failed, for it may yet land.
+//   - A term that cannot be written makes raft panic: it is told otherwise while the node halts.
 //   - raft#612, a pipeline that never resumes: no pipelining.
 //   - raft#697, snapshots sent in an endless loop to a node whose uncommitted tail reaches past them: TrailingLogs keeps
 //     far more entries than a leader can append without a quorum before its lease ends.

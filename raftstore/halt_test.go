@@ -84,6 +84,7 @@ type brokenDisk struct {
 	mu   sync.Mutex
 	hang chan struct{} // guarded by mu; writes wait for it
 	fail error         // guarded by mu
+	term error         // guarded by mu; of writes of numbers alone
 }
 
 func (d *brokenDisk) StoreLogs(logs []*raft.Log) error {
@@ -100,6 +101,16 @@ func (d *brokenDisk) StoreLogs(logs []*raft.Log) error {
 }
 
 func (d *brokenDisk) StoreLog(l *raft.Log) error { return d.StoreLogs([]*raft.Log{l}) }
+
+func (d *brokenDisk) SetUint64(key []byte, value uint64) error {
+	d.mu.Lock()
+	fail := d.term
+	d.mu.Unlock()
+	if fail != nil {
+		return fail
+	}
+	return d.simDisk.SetUint64(key, value)
+}
 
 // newBrokenCluster has brokenDisks.
 func newBrokenCluster(t *testing.T) (*simCluster, map[string]*brokenDisk) {
@@ -182,6 +193,38 @@ func TestFailedDiskHalts(t *testing.T) {
 			}
 		}
 		simPropose(t, c.leaderAmong(0, others...), "set a 3")
+	})
+}
+
+// A term that cannot be kept stops the node, and not the process that raft's panic would end.
+func TestFailedTermHalts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, disks := newBrokenCluster(t)
+		defer c.close()
+		leader := c.leaderAmong(0, "n1", "n2", "n3")
+		simPropose(t, leader, "set a 1")
+		var others []string
+		for _, m := range c.members {
+			if m.ID != leader.cfg.ID {
+				others = append(others, m.ID)
+			}
+		}
+		sick, next := c.nodes[others[0]], others[1]
+		disk := disks[sick.cfg.ID]
+		disk.mu.Lock()
+		disk.term = errors.New("no space left on device")
+		disk.mu.Unlock()
+		if err := leader.TransferLeadershipTo(next); err != nil {
+			t.Fatal(err)
+		}
+		<-sick.Done() // it hears of a new term, and cannot keep it
+		if err := sick.Err(); !strings.Contains(err.Error(), "no space left") {
+			t.Errorf("Err = %v", err)
+		}
+		simPropose(t, c.leaderAmong(0, next, leader.cfg.ID), "set a 2")
+		if at, _, err := sick.StateHash(); err == nil && at >= c.nodes[next].Index() {
+			t.Errorf("the halted node has index %d", at)
+		}
 	})
 }
 

@@ -119,7 +119,13 @@ type watchedLog struct {
 	halt   func(error)
 	origin time.Time
 	since  atomic.Int64 // when the write under way began, in ns after origin; 0 when there is none
+	failed atomic.Bool  // a write has failed: no other is tried
 }
+
+var errWriteFailed = errors.New("an earlier write to the log has failed")
+
+// termKey is where raft keeps the current term.
+const termKey = "CurrentTerm"
 
 func newWatchedLog(store LogStore, limit time.Duration, halt func(error)) *watchedLog {
 	return &watchedLog{LogStore: store, limit: limit, halt: halt, origin: time.Now()}
@@ -133,10 +139,14 @@ func (l *watchedLog) stalled() bool {
 
 // write runs one of raft's writes, all of which come from raft's main goroutine.
 func (l *watchedLog) write(op string, fn func() error) error {
+	if l.failed.Load() {
+		return errWriteFailed
+	}
 	l.since.Store(int64(max(time.Since(l.origin), 1)))
 	err := fn()
 	l.since.Store(0)
 	if err != nil {
+		l.failed.Store(true)
 		l.halt(fmt.Errorf("%s: %w", op, err))
 	}
 	return err
@@ -159,8 +169,15 @@ func (l *watchedLog) Set(key, value []byte) error {
 	return l.write("write a vote", func() error { return l.LogStore.Set(key, value) })
 }
 
+// SetUint64 hides from raft that a term could not be kept, as raft panics then and would take the whole process along,
+// with no word of why. The node halts, and does no harm on its way there: a term alone promises nothing, and the vote or
+// the entry that would come next fails.
 func (l *watchedLog) SetUint64(key []byte, value uint64) error {
-	return l.write("write a term", func() error { return l.LogStore.SetUint64(key, value) })
+	err := l.write("write a term", func() error { return l.LogStore.SetUint64(key, value) })
+	if string(key) == termKey {
+		return nil
+	}
+	return err
 }
 
 // DeleteRange compacts in steps from the old end. A suffix that conflicts with the leader's log goes at once: half of it
