@@ -69,6 +69,13 @@ func place(path string, content []byte, mode fs.FileMode, move func(from, to str
 	return syncDir(dir)
 }
 
+func makeFolder(dir string) error {
+	if err := os.MkdirAll(dir, folderMode); err != nil {
+		return fmt.Errorf("ca: %w", err)
+	}
+	return nil
+}
+
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

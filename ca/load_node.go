@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"path/filepath"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/mod/sumdb/note"
@@ -18,9 +19,13 @@ type Node struct {
 	SPIFFEID     spiffeid.ID
 	TransportKey ed25519.PrivateKey // pinned by the other nodes
 	AuditSigner  note.Signer        // signs checkpoints
-	Identity     *Issuer
-	Grants       *Issuer
-	API          tls.Certificate // its SPIFFE ID, and the names that callers dial
+	Identity     *Issuer            // the manifest's; IssuerOf makes their successors
+	Grants       *Issuer            // likewise
+	API          tls.Certificate    // likewise; its SPIFFE ID, and the names that callers dial
+
+	dir        string // of the keys
+	identityTD spiffeid.TrustDomain
+	grantsTD   spiffeid.TrustDomain
 }
 
 // LoadNode reads a node's keys from dir and pairs them with its entry in the
@@ -46,22 +51,56 @@ func LoadNode(dir string, m Manifest) (*Node, error) {
 	if entry.AuditKey != keys.auditVerifier {
 		return nil, fmt.Errorf("%w: %s is not the audit key of node %q", ErrKey, auditKeyFile, entry.ID)
 	}
-	n := &Node{ID: entry.ID, SPIFFEID: nodeID(m.TrustDomain, entry.ID), TransportKey: keys.transport, AuditSigner: keys.audit}
-	if n.Identity, err = newIssuer(entry.IdentityIssuer, keys.identity, RoleIdentity, m.TrustDomain); err != nil {
-		return nil, wrapPath(identityIssuerKeyFile, err)
+	n := &Node{
+		ID: entry.ID, SPIFFEID: nodeID(m.TrustDomain, entry.ID), TransportKey: keys.transport, AuditSigner: keys.audit,
+		dir: dir, identityTD: m.TrustDomain, grantsTD: m.GrantTrustDomain,
 	}
-	if n.Grants, err = newIssuer(entry.GrantIssuer, keys.grants, RoleGrants, m.GrantTrustDomain); err != nil {
-		return nil, wrapPath(grantIssuerKeyFile, err)
+	if n.Identity, err = n.IssuerOf(RoleIdentity, entry.IdentityIssuer); err != nil {
+		return nil, err
 	}
-	if !samePublicKey(entry.APICertificate.PublicKey, keys.apiCert.Public()) {
-		return nil, fmt.Errorf("%w: %s does not belong to the API certificate of node %q", ErrKey, apiKeyFile, entry.ID)
+	if n.Grants, err = n.IssuerOf(RoleGrants, entry.GrantIssuer); err != nil {
+		return nil, err
 	}
-	n.API = tls.Certificate{
-		Certificate: [][]byte{entry.APICertificate.Raw},
-		PrivateKey:  keys.apiCert,
-		Leaf:        entry.APICertificate,
+	if n.API, err = n.APIOf(entry.APICertificate); err != nil {
+		return nil, err
 	}
 	return n, nil
+}
+
+// IssuerOf pairs an issuer's certificate with its key, which it finds in the
+// node's folder, also when it came there after LoadNode. The error wraps ErrKey
+// when the folder has no key of that certificate.
+func (n *Node) IssuerOf(role Role, cert *x509.Certificate) (*Issuer, error) {
+	file, td := identityIssuerKeyFile, n.identityTD
+	if role == RoleGrants {
+		file, td = grantIssuerKeyFile, n.grantsTD
+	}
+	key, err := keyFiles{n.dir, file}.of(cert.PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	return newIssuer(cert, key, role, td)
+}
+
+// APIOf is IssuerOf for a certificate of the node's API.
+func (n *Node) APIOf(cert *x509.Certificate) (tls.Certificate, error) {
+	key, err := keyFiles{n.dir, apiKeyFile}.of(cert.PublicKey)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}, nil
+}
+
+// Request is the node's request to have its keys signed, as NewNode last left it:
+// what it asks its roots for, again and again.
+func (n *Node) Request() (NodeRequest, error) {
+	return LoadNodeRequest(filepath.Join(n.dir, NodeRequestFile))
+}
+
+// Certificates are those that were put into the node's folder after it began. The
+// error wraps fs.ErrNotExist when there are none.
+func (n *Node) Certificates() (NodeCertificates, error) {
+	return LoadNodeCertificates(filepath.Join(n.dir, CertificatesFile))
 }
 
 func newIssuer(cert *x509.Certificate, key crypto.Signer, role Role, td spiffeid.TrustDomain) (*Issuer, error) {

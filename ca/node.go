@@ -17,7 +17,8 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
-// The files of a node's key folder.
+// The files of a node's key folder. Issuers and the API have successors: each
+// key of theirs that was made later is in a file of its own, see keyFiles.
 const (
 	transportKeyFile      = "transport.key"
 	auditKeyFile          = "audit.key"
@@ -37,6 +38,9 @@ type NodeOptions struct {
 	APIAddress  string               // host:port that callers dial
 	DNSNames    []string             // for the API certificate; APIAddress's host is added
 	IPs         []net.IP             // likewise
+	// NewKeys makes new keys for the issuers and the API, beside those that are
+	// there. The transport and audit keys are who the node is, and stay.
+	NewKeys bool
 }
 
 // NodeRequest asks the offline roots to make a node a member: everything about
@@ -57,9 +61,12 @@ type NodeRequest struct {
 	Proof          string   `json:"proof"`           // note over all of the above, signed with the audit key
 }
 
+// Encode returns the request's file.
+func (r NodeRequest) Encode() ([]byte, error) { return encodeJSON(r) }
+
 // Fingerprint returns the lower-case hex SHA-256 of the request.
 func (r NodeRequest) Fingerprint() (string, error) {
-	text, err := encodeJSON(r)
+	text, err := r.Encode()
 	if err != nil {
 		return "", err
 	}
@@ -86,8 +93,9 @@ type nodeKeys struct {
 }
 
 // NewNode makes a node's keys in dir, which must be on that node, and the
-// request to have them signed. Keys that are there already are kept, so running
-// it again, after a crash as well, changes nothing but what the options change.
+// request to have them signed. Keys that are there already are kept, and the
+// request stays with those that it named, so running it again, after a crash as
+// well, changes nothing but what the options change.
 func NewNode(dir string, o NodeOptions) (NodeRequest, error) {
 	o, err := o.checked()
 	if err != nil {
@@ -106,7 +114,7 @@ func NewNode(dir string, o NodeOptions) (NodeRequest, error) {
 		return NodeRequest{}, fmt.Errorf("%w: %s holds the keys of node %q of %s", ErrExists, dir, old.ID, old.TrustDomain)
 	}
 	auditName := auditKeyName(o.TrustDomain, o.ID)
-	keys, err := makeNodeKeys(dir, auditName)
+	keys, err := makeNodeKeys(dir, auditName, old, o.NewKeys)
 	if err != nil {
 		return NodeRequest{}, err
 	}
@@ -159,20 +167,9 @@ func (o NodeOptions) checked() (NodeOptions, error) {
 	return o, checkNames(o.DNSNames, o.IPs)
 }
 
-// makeNodeKeys reads the keys that are there and makes those that are not.
-func makeNodeKeys(dir, auditName string) (nodeKeys, error) {
-	for _, name := range []string{identityIssuerKeyFile, grantIssuerKeyFile, apiKeyFile} {
-		err := keepOrMake(dir, name, func() ([]byte, error) {
-			key, err := GenerateKey()
-			if err != nil {
-				return nil, err
-			}
-			return EncodeKey(key)
-		})
-		if err != nil {
-			return nodeKeys{}, err
-		}
-	}
+// makeNodeKeys reads the keys that a request names, or those that are there, and
+// makes those that are not.
+func makeNodeKeys(dir, auditName string, old NodeRequest, fresh bool) (nodeKeys, error) {
 	err := keepOrMake(dir, transportKeyFile, func() ([]byte, error) {
 		_, key, err := ed25519.GenerateKey(rand.Reader)
 		if err != nil {
@@ -193,7 +190,40 @@ func makeNodeKeys(dir, auditName string) (nodeKeys, error) {
 	if err != nil {
 		return nodeKeys{}, err
 	}
-	return loadNodeKeys(dir)
+	k, err := loadNodeKeys(dir)
+	if err != nil {
+		return nodeKeys{}, err
+	}
+	for _, f := range []struct {
+		file string
+		csr  string
+		into *crypto.Signer
+	}{
+		{identityIssuerKeyFile, old.IdentityIssuer, &k.identity},
+		{grantIssuerKeyFile, old.GrantIssuer, &k.grants},
+		{apiKeyFile, old.API, &k.apiCert},
+	} {
+		if *f.into, err = requestedKey(keyFiles{dir, f.file}, f.csr, fresh); err != nil {
+			return nodeKeys{}, err
+		}
+	}
+	return k, nil
+}
+
+// requestedKey returns the key that a request is made for: a new one, the one
+// that the request before named, or the first.
+func requestedKey(files keyFiles, csr string, fresh bool) (crypto.Signer, error) {
+	if fresh {
+		return files.add()
+	}
+	if csr == "" {
+		return files.first()
+	}
+	pub, err := ParseCSR([]byte(csr))
+	if err != nil {
+		return nil, wrapPath(NodeRequestFile, err)
+	}
+	return files.of(pub)
 }
 
 func keepOrMake(dir, name string, make func() ([]byte, error)) error {
@@ -211,25 +241,9 @@ func keepOrMake(dir, name string, make func() ([]byte, error)) error {
 	return nil
 }
 
+// loadNodeKeys reads the two keys that a node has one of.
 func loadNodeKeys(dir string) (nodeKeys, error) {
 	var k nodeKeys
-	for _, f := range []struct {
-		name string
-		into *crypto.Signer
-	}{
-		{identityIssuerKeyFile, &k.identity},
-		{grantIssuerKeyFile, &k.grants},
-		{apiKeyFile, &k.apiCert},
-	} {
-		key, err := readKey(filepath.Join(dir, f.name))
-		if err != nil {
-			return nodeKeys{}, err
-		}
-		if err := CheckPublicKey(key.Public()); err != nil {
-			return nodeKeys{}, wrapPath(f.name, err)
-		}
-		*f.into = key
-	}
 	key, err := readKey(filepath.Join(dir, transportKeyFile))
 	if err != nil {
 		return nodeKeys{}, err

@@ -136,9 +136,18 @@ func LoadNodeRequest(path string) (NodeRequest, error) {
 	if err != nil {
 		return NodeRequest{}, err
 	}
+	r, err := ParseNodeRequest(text)
+	if err != nil {
+		return NodeRequest{}, wrapPath(path, err)
+	}
+	return r, nil
+}
+
+// ParseNodeRequest reads a request. Its proofs are checked where it is signed.
+func ParseNodeRequest(text []byte) (NodeRequest, error) {
 	var r NodeRequest
 	if err := decodeJSON(text, &r); err != nil {
-		return NodeRequest{}, fmt.Errorf("%w: %s: %w", ErrInvalid, path, err)
+		return NodeRequest{}, fmt.Errorf("%w: node request: %w", ErrInvalid, err)
 	}
 	return r, nil
 }

@@ -32,7 +32,8 @@ type SignOptions struct {
 	Add bool
 	// Drop takes these nodes out of the manifest.
 	Drop []string
-	Now  time.Time // zero means the clock's
+	Life time.Duration // of the certificates; zero means IssuerLife, which is the most
+	Now  time.Time     // zero means the clock's
 }
 
 // SignNodes makes the members of a cluster out of their requests: it checks the
@@ -133,6 +134,12 @@ func (o SignOptions) checked(td spiffeid.TrustDomain) (SignOptions, error) {
 	if o.Now.IsZero() {
 		o.Now = time.Now()
 	}
+	if o.Life == 0 {
+		o.Life = IssuerLife
+	}
+	if o.Life < 0 || o.Life > IssuerLife {
+		return o, fmt.Errorf("%w: issuers live at most %s, not %s", ErrInvalid, IssuerLife, o.Life)
+	}
 	if o.DNSDomains == nil {
 		o.DNSDomains = []string{td.Name(), "localhost"}
 	}
@@ -192,7 +199,7 @@ func (o *offline) signNode(r NodeRequest, opts SignOptions) (NodeEntry, error) {
 		return NodeEntry{}, err
 	}
 	n := NodeEntry{ID: r.ID, RaftAddress: r.RaftAddress, APIAddress: r.APIAddress, Key: keys.transport, AuditKey: r.AuditKey}
-	v, err := clamp(o.identity.cert, opts.Now, IssuerLife, offlineBackdate, earliest(o.identity.cert.NotAfter, o.grant.cert.NotAfter))
+	v, err := clamp(o.identity.cert, opts.Now, opts.Life, offlineBackdate, earliest(o.identity.cert.NotAfter, o.grant.cert.NotAfter))
 	if err != nil {
 		return NodeEntry{}, err
 	}
