@@ -13,6 +13,10 @@ type issuerDetails struct {
 	Role   Role   `json:"role"`
 	Reason string `json:"reason"`
 	Until  Millis `json:"feed_until"`
+
+	// SameKey are the issuers that went out of use with it: certificates of one
+	// key are one issuer to whoever has stolen it.
+	SameKey []string `json:"same_key,omitempty"`
 }
 
 // installDetails is the audit leaf of a node's new issuers.
@@ -192,8 +196,24 @@ func (t *turn) denyIssuer(b DenyIssuer) (Object, error) {
 		return issuer, nil
 	}
 	until := t.deny(&issuer, b.Reason)
-	t.details = issuerDetails{Node: issuer.Node, Role: issuer.Role, Reason: b.Reason, Until: until}
+	same, err := t.denyKeyOf(issuer, b.Reason)
+	if err != nil {
+		return nil, err
+	}
+	t.details = issuerDetails{Node: issuer.Node, Role: issuer.Role, Reason: b.Reason, Until: until, SameKey: same}
 	return issuer, nil
+}
+
+// denyKeyOf takes the other issuers with the key of one out of use.
+func (t *turn) denyKeyOf(issuer Issuer, reason string) ([]string, error) {
+	c, err := x509.ParseCertificate(issuer.DER)
+	if err != nil {
+		return nil, fmt.Errorf("approval: issuer %s: %w", issuer.ID, err)
+	}
+	return t.denyWhere(reason, func(i Issuer) bool {
+		other, err := x509.ParseCertificate(i.DER)
+		return err == nil && bytes.Equal(other.RawSubjectPublicKeyInfo, c.RawSubjectPublicKeyInfo)
+	})
 }
 
 // deny takes one issuer out of use and puts it on the feed. The entry stays until

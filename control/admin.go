@@ -40,11 +40,10 @@ func (s *Server) Health() Health { return s.n.health() }
 func (n *node) health() Health {
 	h := Health{Node: n.node.ID, Findings: []Finding{n.checkStore(), n.checkLeader(), n.checkBootstrap(), n.checkFeed(), n.checkClock()}}
 	h.Findings = append(h.Findings,
-		n.checkCertificate("identity issuer", n.node.Identity.Certificate()),
-		n.checkCertificate("grant issuer", n.node.Grants.Certificate()))
-	if leaf := n.node.API.Leaf; leaf != nil {
-		h.Findings = append(h.Findings, n.checkCertificate("api certificate", leaf))
-	}
+		n.checkIssuer("identity issuer", approval.RoleIdentity),
+		n.checkIssuer("grant issuer", approval.RoleGrant),
+		n.checkCertificate("api certificate", n.custody.get().api.Leaf),
+		n.checkFolder())
 	h.Ready = true
 	for _, f := range h.Findings {
 		h.Ready = h.Ready && f.Status != statusFail

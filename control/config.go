@@ -1,7 +1,6 @@
 package control
 
 import (
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -105,19 +104,18 @@ func (l Limits) filled() Limits {
 
 // settings is a Config that was checked.
 type settings struct {
-	node          *ca.Node
-	manifest      ca.Manifest
-	identityRoots []*x509.Certificate
-	trustDomain   spiffeid.TrustDomain
-	grantDomain   spiffeid.TrustDomain
-	log           *slog.Logger
-	now           func() time.Time
-	skew          time.Duration
-	strictSVID    bool
-	tracer        trace.TracerProvider
-	meter         metric.MeterProvider
-	limits        Limits
-	failpoint     func(place string) error
+	node        *ca.Node
+	manifest    ca.Manifest
+	trustDomain spiffeid.TrustDomain
+	grantDomain spiffeid.TrustDomain
+	log         *slog.Logger
+	now         func() time.Time
+	skew        time.Duration
+	strictSVID  bool
+	tracer      trace.TracerProvider
+	meter       metric.MeterProvider
+	limits      Limits
+	failpoint   func(place string) error
 }
 
 func (c Config) settings() (settings, error) {
@@ -145,7 +143,7 @@ func (c Config) settings() (settings, error) {
 		return settings{}, fmt.Errorf("control: node %q is not in the manifest", c.Node.ID)
 	}
 	s := settings{
-		node: c.Node, manifest: c.Manifest, identityRoots: c.Manifest.IdentityRoots,
+		node: c.Node, manifest: c.Manifest,
 		trustDomain: c.Manifest.TrustDomain, grantDomain: c.Manifest.GrantTrustDomain,
 		log: c.Logger.With(slog.String("node", c.Node.ID)), now: c.Now,
 		skew: c.Skew, strictSVID: c.StrictSVID,

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -242,16 +243,14 @@ func tooMany(detail, next string) *api.Problem {
 	return p
 }
 
-func (l *apiListener) expired(now time.Time) []*apiConn {
+func (l *apiListener) expired(over func(*caller) bool) []*apiConn {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	var over []*apiConn
-	for c := range l.conns {
-		if who := c.getCaller(); who != nil && !now.Before(who.notAfter) {
-			over = append(over, c)
-		}
-	}
-	return over
+	all := slices.Collect(maps.Keys(l.conns))
+	l.mu.Unlock()
+	return slices.DeleteFunc(all, func(c *apiConn) bool {
+		who := c.getCaller()
+		return who == nil || !over(who)
+	})
 }
 
 // connState follows the connections of the API's http.Server.

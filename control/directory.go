@@ -73,12 +73,13 @@ func (b backend) Persons(ctx context.Context, call api.Call) (out api.Persons, e
 }
 
 // Bundle implements api.DirectoryBackend. Everyone may ask, of a node without a
-// leader too: it is in the manifest.
+// leader too.
 func (b backend) Bundle(context.Context, api.Call) (api.Bundle, error) {
+	t := b.custody.get()
 	return api.Bundle{
 		TrustDomain: b.trustDomain.Name(), GrantTrustDomain: b.grantDomain.Name(),
-		IdentityRoots: string(ca.EncodeCertificates(b.manifest.IdentityRoots...)),
-		GrantRoots:    string(ca.EncodeCertificates(b.manifest.GrantRoots...)),
+		IdentityRoots: string(ca.EncodeCertificates(t.roots...)),
+		GrantRoots:    string(ca.EncodeCertificates(t.grantRoots...)),
 	}, nil
 }
 

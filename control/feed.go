@@ -67,10 +67,11 @@ func (n *node) watchFeed(ctx context.Context) {
 		err := n.store.View(func(r raftstore.Reader, index uint64) error {
 			seen = index
 			feed, err := approval.Read(r).Feed()
-			if err == nil {
-				n.feed.set(feed, index)
+			if err != nil {
+				return nil //nolint:nilerr // not bootstrapped yet: there is no feed
 			}
-			return nil // not bootstrapped yet: there is no feed
+			n.feed.set(feed, index)
+			return n.learn(ctx, approval.Read(r))
 		})
 		if err == nil {
 			_, err = n.store.Wait(ctx, seen)

@@ -90,8 +90,10 @@ func (n *node) elsewhere(r *http.Request) http.Handler {
 // servedLocally reports whether a call is answered from the node's own state.
 func servedLocally(r *http.Request) bool {
 	switch r.URL.Path {
-	case "/openapi.json", "/v1/bundle", "/v1/events", "/v1/revocations":
+	case "/openapi.json", "/v1/bundle", "/v1/events", "/v1/revocations", "/v1/issuers/request":
 		return true
+	case "/v1/roots":
+		return r.Method != http.MethodPost
 	}
 	return r.Method != http.MethodPost && r.URL.Query().Get("stale") == "true"
 }

@@ -41,7 +41,7 @@ func (b backend) GrantCertificate(ctx context.Context, call api.Call, id string,
 	m := minting{
 		role: approval.RoleGrant, spiffeID: g.SPIFFEID,
 		prepare: func(now time.Time) (*ca.Ticket, error) {
-			return b.node.node.Grants.PrepareGrant(ca.GrantSpec{
+			return b.custody.issuer(approval.RoleGrant).PrepareGrant(ca.GrantSpec{
 				ID: gid, PublicKey: key, Now: now, TTL: g.TTL(), GrantExpiry: g.Expiry.Time(),
 				Skew: b.skew, StrictSVID: b.strictSVID,
 			})
@@ -112,7 +112,7 @@ func (b backend) IssueIdentity(ctx context.Context, call api.Call, in api.Identi
 		role: approval.RoleIdentity, spiffeID: in.SPIFFEID,
 		prepare: func(now time.Time) (*ca.Ticket, error) {
 			spec.Now = now
-			return b.node.node.Identity.PrepareIdentity(spec)
+			return b.custody.issuer(approval.RoleIdentity).PrepareIdentity(spec)
 		},
 		body: func(r ca.Record) approval.Body {
 			return approval.IssueIdentity{

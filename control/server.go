@@ -38,6 +38,7 @@ type node struct {
 	settings
 	store    *raftstore.Store
 	verifier verifier
+	custody  *custody
 	handler  *api.Handler
 	spans    trace.Tracer
 	metrics  *instruments
@@ -86,10 +87,11 @@ func open(cfg Config) (*Server, error) {
 	}
 	n := &node{
 		settings: set,
-		verifier: verifier{roots: set.identityRoots, trustDomain: set.trustDomain, grantDomain: set.grantDomain, now: set.now},
+		custody:  newCustody(set.node, set.manifest),
 		spans:    set.tracer.Tracer("github.com/hallpass/hallpass/control"),
 		feed:     newFeedWatch(),
 	}
+	n.verifier = verifier{trusted: n.custody.get, trustDomain: set.trustDomain, grantDomain: set.grantDomain, now: set.now}
 	if n.handler, err = api.NewHandler(api.Config{
 		Backend: backend{n}, Logger: n.log, Heartbeat: set.limits.Heartbeat, Elsewhere: n.elsewhere,
 	}); err != nil {
@@ -121,7 +123,7 @@ func (n *node) checkCluster() error {
 		case c.ID != n.manifest.Cluster:
 			return fmt.Errorf("control: the data directory holds cluster %s, the manifest is of %s", c.ID, n.manifest.Cluster)
 		}
-		return nil
+		return n.learn(context.Background(), approval.Read(r))
 	})
 }
 
@@ -155,8 +157,9 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.admin != nil {
 		serve("admin", func() error { return admin.Serve(s.admin) })
 	}
-	group.Go(func() { s.api.cutExpired(running, n.now, n.log) })
+	group.Go(func() { s.api.cutExpired(running, n.over, n.log) })
 	group.Go(func() { n.watchFeed(running) })
+	group.Go(func() { n.watchCustody(running) })
 	group.Go(func() { n.followVerified(running) })
 	group.Go(func() { n.watchClock(running) })
 	n.store.Lead(func(ctx context.Context) { n.lead(ctx) })

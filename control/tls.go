@@ -9,12 +9,15 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/hallpass/hallpass/approval/api"
 	"github.com/hallpass/hallpass/ca"
+	"github.com/hallpass/hallpass/trust"
 )
 
 // errRefused is in what a handshake ends with when the certificate shown is not
@@ -27,13 +30,14 @@ type caller struct {
 	id       spiffeid.ID
 	notAfter time.Time
 	chain    []*x509.Certificate
+	checked  atomic.Uint64 // revision of trusted under which chain last held
 }
 
 func (c *caller) api() api.Caller { return api.Caller{ID: c.id, NotAfter: c.notAfter} }
 
 // verifier decides whose certificate chain is an identity.
 type verifier struct {
-	roots       []*x509.Certificate
+	trusted     func() *trusted
 	trustDomain spiffeid.TrustDomain
 	grantDomain spiffeid.TrustDomain
 	now         func() time.Time
@@ -47,12 +51,16 @@ func (v verifier) verify(chain []*x509.Certificate) (*caller, error) {
 	// A grant certificate opens its scope at its service and nothing else. Were
 	// it an identity here, whoever holds a stolen one could approve, renew and
 	// revoke in its subject's name.
-	id, err := ca.VerifyIdentity(chain, v.roots, v.trustDomain, v.now())
+	t := v.trusted()
+	id, err := ca.VerifyIdentity(chain, t.roots, v.trustDomain, v.now())
 	if err != nil {
 		if v.isGrant(chain[0]) {
 			return nil, fmt.Errorf("%w: a grant certificate is not an identity: %w", errRefused, err)
 		}
 		return nil, fmt.Errorf("%w: %w", errRefused, err)
+	}
+	if t.denies(chain) {
+		return nil, fmt.Errorf("%w: %s is signed by an issuer that was denied", errRefused, id)
 	}
 	notAfter := chain[0].NotAfter
 	for _, c := range chain[1:] {
@@ -60,7 +68,15 @@ func (v verifier) verify(chain []*x509.Certificate) (*caller, error) {
 			notAfter = c.NotAfter
 		}
 	}
-	return &caller{id: id, notAfter: notAfter, chain: chain}, nil
+	who := &caller{id: id, notAfter: notAfter, chain: chain}
+	who.checked.Store(t.revision)
+	return who, nil
+}
+
+// denies reports whether an issuer in a chain is out of use. The thief of a
+// node's key would otherwise be any person here until that issuer ends.
+func (t *trusted) denies(chain []*x509.Certificate) bool {
+	return len(t.denied) > 0 && slices.ContainsFunc(chain[1:], func(c *x509.Certificate) bool { return t.denied[trust.ID(c)] })
 }
 
 func (v verifier) isGrant(leaf *x509.Certificate) bool {
@@ -72,10 +88,22 @@ func (v verifier) isGrant(leaf *x509.Certificate) bool {
 	return false
 }
 
+// over reports whether a caller's certificate has ended, or counts no more: its
+// root was retired, or its issuer denied.
+func (n *node) over(who *caller) bool {
+	if revision := n.custody.get().revision; who.checked.Load() != revision {
+		if _, err := n.verifier.verify(who.chain); err != nil {
+			return true
+		}
+		who.checked.Store(revision)
+	}
+	return !n.now().Before(who.notAfter)
+}
+
 // cutExpired closes connections at the end of their certificate, until ctx
 // ends. It compares wall clocks: a timer would stand still while the machine is
 // suspended, and the connection would live on by as much.
-func (l *apiListener) cutExpired(ctx context.Context, now func() time.Time, log *slog.Logger) {
+func (l *apiListener) cutExpired(ctx context.Context, over func(*caller) bool, log *slog.Logger) {
 	t := time.NewTicker(250 * time.Millisecond)
 	defer t.Stop()
 	for {
@@ -84,7 +112,7 @@ func (l *apiListener) cutExpired(ctx context.Context, now func() time.Time, log 
 			return
 		case <-t.C:
 		}
-		for _, c := range l.expired(now()) {
+		for _, c := range l.expired(over) {
 			log.LogAttrs(ctx, slog.LevelInfo, "connection cut at the end of its certificate",
 				slog.String("caller", c.getCaller().id.String()), slog.String("remote", c.RemoteAddr().String()))
 			_ = c.Close() // it is of no use any more
@@ -97,7 +125,7 @@ func (l *apiListener) cutExpired(ctx context.Context, now func() time.Time, log 
 func (n *node) apiTLS() *tls.Config {
 	base := &tls.Config{
 		MinVersion:   tls.VersionTLS13,
-		Certificates: []tls.Certificate{n.node.API},
+		Certificates: []tls.Certificate{n.custody.get().api},
 		ClientAuth:   tls.RequireAnyClientCert, // possession here, the chain in VerifyConnection
 		// A resumed session would skip nothing here, but a ticket taken to
 		// another node, or used after the roots changed, must not count.
@@ -111,6 +139,7 @@ func (n *node) apiTLS() *tls.Config {
 			return nil, errors.New("connection is not of the API listener")
 		}
 		c := base.Clone()
+		c.Certificates = []tls.Certificate{n.custody.get().api}
 		c.VerifyConnection = func(cs tls.ConnectionState) error {
 			who, err := n.verifier.verify(cs.PeerCertificates)
 			if err != nil {

@@ -43,6 +43,7 @@ type Backend interface {
 	GrantBackend
 	ChangeBackend
 	DirectoryBackend
+	TrustBackend
 	AuditBackend
 	StreamBackend
 }
@@ -87,6 +88,16 @@ type DirectoryBackend interface {
 	Persons(ctx context.Context, call Call) (Persons, error)
 	Bundle(ctx context.Context, call Call) (Bundle, error)
 	Cluster(ctx context.Context, call Call) (Cluster, error)
+}
+
+// TrustBackend serves /v1/issuers and /v1/roots.
+type TrustBackend interface {
+	InstallIssuers(ctx context.Context, call Call, in InstallInput) (Installed, error)
+	// NodeRequest is that of the answering node.
+	NodeRequest(ctx context.Context, call Call) (NodeRequest, error)
+	// Roots are as the answering node knows them.
+	Roots(ctx context.Context, call Call) (Roots, error)
+	SetRoots(ctx context.Context, call Call, in RootsInput) (RootSet, error)
 }
 
 // AuditBackend serves /v1/audit.

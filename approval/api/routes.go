@@ -89,6 +89,7 @@ func (h *Handler) routes(r *registrar) {
 	h.grantRoutes(r)
 	h.changeRoutes(r)
 	h.directoryRoutes(r)
+	h.trustRoutes(r)
 	h.auditRoutes(r)
 	h.streamRoutes(r)
 }
@@ -184,6 +185,24 @@ func (h *Handler) directoryRoutes(r *registrar) {
 	get(r, "getCluster", "/v1/cluster", "The control plane as the answering node sees it",
 		func(ctx context.Context, in *noInput) (Cluster, error) {
 			return b.Cluster(ctx, callFrom(ctx, in.Stale))
+		})
+}
+
+func (h *Handler) trustRoutes(r *registrar) {
+	b := h.backend
+	post(r, "installIssuers", "/v1/issuers", "Give a node the successors of its certificates; what counts is the roots' signature",
+		func(ctx context.Context, in *postInput[InstallInput]) (Installed, error) {
+			return b.InstallIssuers(ctx, callFrom(ctx, false), in.Body)
+		})
+	get(r, "getNodeRequest", "/v1/issuers/request", "The answering node's request to have its keys signed",
+		func(ctx context.Context, in *noInput) (NodeRequest, error) {
+			return b.NodeRequest(ctx, callFrom(ctx, in.Stale))
+		})
+	get(r, "getRoots", "/v1/roots", "The roots of both trust domains as the answering node knows them, with their documents",
+		func(ctx context.Context, in *noInput) (Roots, error) { return b.Roots(ctx, callFrom(ctx, in.Stale)) })
+	post(r, "setRoots", "/v1/roots", "Put a roots document in force; for admins, and signed by a root in force",
+		func(ctx context.Context, in *postInput[RootsInput]) (RootSet, error) {
+			return b.SetRoots(ctx, callFrom(ctx, false), in.Body)
 		})
 }
 
