@@ -230,6 +230,8 @@ type signFlags struct {
 	domains []string
 	ranges  []string
 	replace bool
+	renew   bool
+	life    time.Duration
 }
 
 func newCASignNode(a *app) *cobra.Command {
@@ -246,8 +248,13 @@ certificate, for 90 days. FOLDER/manifest.json is public; every node gets the
 same one. The same requests again change nothing.
 
 Issuers may name hosts under --dns-domain and --ip-range only: by default the
-trust domain, localhost and loopback.`,
-		Example: `  hallpass ca sign-node --dir ca n1/node-request.json n2/node-request.json n3/node-request.json`,
+trust domain, localhost and loopback.
+
+With --renew it signs successors for nodes that are members already, ahead of
+the end of what they have, one FOLDER/renewed/NODE.json each. The running cluster
+takes them with issuer install.`,
+		Example: `  hallpass ca sign-node --dir ca n1/node-request.json n2/node-request.json n3/node-request.json
+  hallpass ca sign-node --dir ca --renew n1/node-request.json`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usagef("%s: no REQUEST given", cmd.CommandPath())
@@ -260,7 +267,9 @@ trust domain, localhost and loopback.`,
 	flags.StringVar(&f.dir, "dir", "", "`folder` of ca init")
 	flags.StringSliceVar(&f.domains, "dns-domain", nil, "`domain` under which services may have names; repeat for more")
 	flags.StringSliceVar(&f.ranges, "ip-range", nil, "addresses that services may have, as a `prefix` such as 10.0.0.0/8; repeat for more")
-	flags.BoolVar(&f.replace, "replace", false, "sign again although there is a manifest: new issuers, for 90 more days")
+	flags.BoolVar(&f.replace, "replace", false, "make another cluster of these nodes: a new manifest instead of the one that is there")
+	flags.BoolVar(&f.renew, "renew", false, "sign successors for members of the cluster; its manifest stays")
+	flags.DurationVar(&f.life, "life", ca.IssuerLife, "how long the certificates live, at most 90 days")
 	return cmd
 }
 
@@ -283,7 +292,10 @@ func (a *app) signNodes(files []string, f signFlags) error {
 	if f.dir == "" {
 		return usagef("no folder given: --dir FOLDER")
 	}
-	o := ca.SignOptions{DNSDomains: f.domains, Replace: f.replace, Now: a.now()}
+	if f.replace && f.renew {
+		return usagef("--replace and --renew: one of them")
+	}
+	o := ca.SignOptions{DNSDomains: f.domains, Replace: f.replace, Life: f.life, Now: a.now()}
 	for _, text := range f.ranges {
 		_, ipNet, err := net.ParseCIDR(text)
 		if err != nil {
@@ -302,6 +314,9 @@ func (a *app) signNodes(files []string, f signFlags) error {
 			return err
 		}
 		requests = append(requests, request)
+	}
+	if f.renew {
+		return a.renewNodes(f.dir, requests, prints, o)
 	}
 	m, err := ca.SignNodes(f.dir, requests, o)
 	if errors.Is(err, ca.ErrExists) {

@@ -30,7 +30,7 @@ func offlineRun(t *testing.T, now time.Time, stdin string, args ...string) (stat
 	root := &cobra.Command{Use: "hallpass", SilenceErrors: true, SilenceUsage: true}
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "")
 	server := &cobra.Command{Use: "server"}
-	server.AddCommand(newServerInitCommand(a))
+	server.AddCommand(newServerInitCommand(a), newServerInstall(a))
 	root.AddCommand(newCACommand(a), newCertCommand(a), server)
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(t.Context())

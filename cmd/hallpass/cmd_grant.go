@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -225,35 +224,5 @@ func (a *app) newSubjectCommand() *cobra.Command {
 		},
 	}
 	cmd.AddCommand(block, unblock)
-	return cmd
-}
-
-func (a *app) newIssuerCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "issuer",
-		Short: "Put a stolen node's issuer on the revocation feed",
-	}
-	var reason string
-	deny := &cobra.Command{
-		Use:   "deny ISSUER-ID --reason TEXT",
-		Short: "No proxy believes this issuer any more (`cluster status` lists them)",
-		Args:  exactArgs("ISSUER-ID"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if reason == "" {
-				return usagef("no reason given: --reason 'why'")
-			}
-			return a.call(cmd.Context(), func(ctx context.Context, c *api.Client) error {
-				i, err := c.DenyIssuer(ctx, args[0], reason)
-				if err != nil {
-					return err
-				}
-				return a.print(i, func(w *tabular) {
-					w.line("%s", fmt.Sprintf("issuer %s of node %s is denied", i.ID, i.Node))
-				})
-			})
-		},
-	}
-	deny.Flags().StringVar(&reason, "reason", "", "why, for the audit log")
-	cmd.AddCommand(deny)
 	return cmd
 }

@@ -40,7 +40,7 @@ ca sign-node the manifest that its cluster shares.`,
 	}
 	cmd.Flags().StringVar(&file, "config", "", "configuration `file`")
 	addSettings(cmd, new(serverSettings), new(processSettings))
-	cmd.AddCommand(newServerInitCommand(a))
+	cmd.AddCommand(newServerInitCommand(a), newServerInstall(a))
 	return cmd
 }
 

@@ -14,6 +14,7 @@ import (
 type serverInitFlags struct {
 	dir, node, trustDomain, raftAddress, apiAddress string
 	dns, ips                                        []string
+	newKeys                                         bool
 }
 
 func newServerInitCommand(a *app) *cobra.Command {
@@ -24,7 +25,9 @@ func newServerInitCommand(a *app) *cobra.Command {
 		Long: `Make a node's keys on the node, and the request to sign them. The keys never
 leave FOLDER; node-request.json is public and goes to ca sign-node.
 
-Run it again after a crash or with another address: keys that are there stay.`,
+Run it again after a crash or with another address: keys that are there stay.
+--new-issuer-keys makes new ones for the issuers and the API beside them, and a
+request for ca sign-node --renew.`,
 		Example: `  hallpass server init --dir keys --node n1 --trust-domain acme.test \
     --raft-address n1.acme.test:7443 --api-address n1.acme.test:8443`,
 		Args: exactArgs(),
@@ -38,6 +41,7 @@ Run it again after a crash or with another address: keys that are there stay.`,
 	flags.StringVar(&f.apiAddress, "api-address", "", "`address` that callers dial, host:port")
 	flags.StringSliceVar(&f.dns, "dns", nil, "further DNS `name` that callers dial; repeat for more")
 	flags.StringSliceVar(&f.ips, "ip", nil, "further IP `address` that callers dial; repeat for more")
+	flags.BoolVar(&f.newKeys, "new-issuer-keys", false, "make new keys for the issuers and the API, to be signed by ca sign-node --renew")
 	return cmd
 }
 
@@ -69,7 +73,7 @@ func (a *app) serverInit(f serverInitFlags) error {
 	if err != nil {
 		return err
 	}
-	o := ca.NodeOptions{ID: f.node, TrustDomain: td, RaftAddress: f.raftAddress, APIAddress: f.apiAddress, DNSNames: f.dns}
+	o := ca.NodeOptions{ID: f.node, TrustDomain: td, RaftAddress: f.raftAddress, APIAddress: f.apiAddress, DNSNames: f.dns, NewKeys: f.newKeys}
 	for _, text := range f.ips {
 		ip := net.ParseIP(text)
 		if ip == nil {
