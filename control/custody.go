@@ -163,7 +163,7 @@ func (n *node) bestIssuer(role approval.Role) *ca.Issuer {
 	}
 	var best *ca.Issuer
 	for _, i := range c.mine {
-		if i.Role != role || i.Denied != 0 || !now.Before(i.NotAfter.Time()) {
+		if i.Role != role || i.Denied != 0 || i.Retired != 0 || !now.Before(i.NotAfter.Time()) {
 			continue
 		}
 		issuer := n.issuerWithKey(i)
@@ -306,7 +306,7 @@ func (n *node) yield(ctx context.Context) {
 	err := n.local(func(s approval.State) error {
 		c, err := s.Cluster()
 		other = slices.ContainsFunc(c.Issuers, func(i approval.Issuer) bool {
-			return i.Node != n.node.ID && i.Role == approval.RoleGrant && i.Denied == 0 && now < i.NotAfter
+			return i.Node != n.node.ID && i.Role == approval.RoleGrant && i.Denied == 0 && i.Retired == 0 && now < i.NotAfter
 		})
 		return err
 	})

@@ -94,7 +94,7 @@ func (n *node) askLeader(ctx context.Context, path string, in any) error {
 		return forwardProblem(req, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxForwarded))
+	text, err := io.ReadAll(io.LimitReader(resp.Body, relayed))
 	if err != nil {
 		return forwardProblem(req, err)
 	}

@@ -42,10 +42,11 @@ func TestPagesRun(t *testing.T) {
 		{"health", p.health},
 		{"a rolling restart", p.restart},
 		{"policy, groups and persons", p.changes},
+		{"every ninety days", p.ninetyDays},
 		{"something was stolen", p.stolen},
 		{"the audit log", p.audit},
 		{"the audit log without us", p.withoutUs},
-		{"the end of ninety days", p.anew},
+		{"a new cluster", p.anew},
 	}
 	for _, s := range steps {
 		if !t.Run(s.name, s.run) {
