@@ -233,7 +233,7 @@ func (n *node) servePublic(w http.ResponseWriter, r *http.Request) {
 	}
 	who := conn.getCaller()
 	if who == nil || !n.now().Before(who.notAfter) {
-		n.handler.Problem(w, r, api.NewProblem(api.CodeUnauthorized, "the identity of this connection has expired", "renew it and connect again"))
+		n.handler.Refuse(w, r, api.NewProblem(api.CodeUnauthorized, "the identity of this connection has expired", "renew it and connect again"))
 		return
 	}
 	end, refused, never := conn.guard.begin(conn, who)
@@ -241,7 +241,8 @@ func (n *node) servePublic(w http.ResponseWriter, r *http.Request) {
 		if never {
 			w.Header().Set("Connection", "close")
 		}
-		n.handler.Problem(w, r, n.counted(r.Context(), refused))
+		n.metrics.refused(r.Context(), refused.Code)
+		n.handler.Refuse(w, r, refused)
 		return
 	}
 	defer end()

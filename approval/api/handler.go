@@ -13,6 +13,7 @@ import (
 	"maps"
 	"mime"
 	"net/http"
+	"net/url"
 	"path"
 	"strconv"
 	"strings"
@@ -99,9 +100,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	defer h.recover(w, r)
+	expectBody(w, r)
 	admitted, p := h.admit(w, r)
 	if p != nil {
-		h.Problem(w, r, p)
+		h.Refuse(w, r, p)
 		return
 	}
 	if h.elsewhere != nil {
@@ -159,14 +161,34 @@ func (h *Handler) admit(w http.ResponseWriter, r *http.Request) (*http.Request, 
 	if p := acceptable(r); p != nil {
 		return nil, p
 	}
+	if p := query(r); p != nil {
+		return nil, p
+	}
 	if r.Method != http.MethodPost {
-		r.Body = http.NoBody // no route reads one
+		if r.ContentLength != 0 {
+			return nil, NewProblem(CodeInvalid, r.Method+" takes no body", "leave it out")
+		}
 		return r, nil
 	}
 	if key := r.Header.Values(headerKey); len(key) > 1 || len(key) == 1 && !validKey(key[0]) {
 		return nil, NewProblem(CodeInvalid, "Idempotency-Key: want one header of 1 to 128 visible ASCII characters", "use a UUID")
 	}
 	return bufferBody(w, r)
+}
+
+// query refuses parameters that are there twice or cannot be read: what filtered
+// or logged the call before may have gone by the other one.
+func query(r *http.Request) *Problem {
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return NewProblem(CodeInvalid, "the query cannot be read: "+err.Error(), "percent-encode its values")
+	}
+	for name, all := range values {
+		if len(all) > 1 {
+			return NewProblem(CodeInvalid, fmt.Sprintf("%q is in the query %d times", name, len(all)), "keep one")
+		}
+	}
+	return nil
 }
 
 func validKey(s string) bool {
@@ -230,18 +252,33 @@ func accepts(r *http.Request, mediaType string) bool {
 	return false
 }
 
+// expectBody bounds how long a body may take to arrive. One that trickles in, or
+// stops, would otherwise hold its goroutine for as long as the sender likes, and
+// after a refusal, too: net/http reads on before it answers.
+func expectBody(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength != 0 {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // without one, the server's own timeouts stand
+	}
+}
+
+// Refuse answers a request whose body was not read with p, and on HTTP/1 does not
+// use its connection again.
+func (h *Handler) Refuse(w http.ResponseWriter, r *http.Request, p *Problem) {
+	if r.ContentLength != 0 {
+		expectBody(w, r)
+		if r.ProtoMajor == 1 {
+			w.Header().Set("Connection", "close")
+		}
+	}
+	h.Problem(w, r, p)
+}
+
 // bufferBody reads the body within its limits and replaces it by what was read.
 func bufferBody(w http.ResponseWriter, r *http.Request) (*http.Request, *Problem) {
 	if r.ContentLength > MaxBody {
-		w.Header().Set("Connection", "close")
 		return nil, tooLarge()
 	}
-	// A body that trickles in would otherwise hold its goroutine for as long as
-	// the sender likes.
-	rc := http.NewResponseController(w)
-	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout)) // without one, the server's own timeouts stand
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
-	_ = rc.SetReadDeadline(time.Time{})
 	var tooBig *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooBig):
@@ -249,6 +286,7 @@ func bufferBody(w http.ResponseWriter, r *http.Request) (*http.Request, *Problem
 	case err != nil:
 		return nil, NewProblem(CodeTimeout, "the body did not arrive whole and in time", "send it again, with the same Idempotency-Key")
 	}
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // a blocking answer takes longer than a body
 	if len(body) > 0 {
 		name, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 		charset, given := params["charset"]
