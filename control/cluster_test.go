@@ -34,6 +34,12 @@ rules:
     require: [{group: payments-owners, approvals: 1}]
     max_duration: 1h
     certificate_ttl: 5m
+  - name: ledger
+    service: ledger
+    requesters: [group:engineers, "spiffe://acme.test/agent/*"]
+    permissions: ["GET,HEAD /accounts/**"]
+    require: [{group: payments-owners, approvals: 2}]
+    max_duration: 1h
   - name: wiki
     service: wiki
     requesters: [group:engineers]
@@ -43,8 +49,8 @@ rules:
 `
 
 // directory of the tests: admins ann, ben and cid; engineers alice and erin;
-// owners of payments bob, carol and alice, who also is user/alice-laptop and
-// owns agent/robot.
+// owners of payments bob, who also is user/bob-phone, carol and alice, who also is
+// user/alice-laptop and owns agent/robot.
 func testSeed() *ca.Seed {
 	person := func(name string, more ...string) ca.Person {
 		return ca.Person{Name: name, IDs: append([]string{"spiffe://acme.test/user/" + name}, more...)}
@@ -52,7 +58,7 @@ func testSeed() *ca.Seed {
 	alice := person("alice", "spiffe://acme.test/user/alice-laptop")
 	alice.Owns = []string{"spiffe://acme.test/agent/robot"}
 	return &ca.Seed{
-		Persons: []ca.Person{alice, person("erin"), person("bob"), person("carol")},
+		Persons: []ca.Person{alice, person("erin"), person("bob", "spiffe://acme.test/user/bob-phone"), person("carol")},
 		Groups: []ca.Group{
 			{Name: "engineers", Members: []string{"alice", "erin"}},
 			{Name: "payments-owners", Members: []string{"bob", "carol", "alice"}},
