@@ -16,7 +16,7 @@ import (
 func TestCompose(t *testing.T) {
 	c := newCluster(t)
 	defer c.logsOnFailure(t)
-	var l *ledger
+	var l *writing
 	steps := []struct {
 		name string
 		run  func(t *testing.T)
@@ -25,7 +25,7 @@ func TestCompose(t *testing.T) {
 		{"README with the CLI", func(t *testing.T) { readme(t, c, "cli") }},
 		{"README with curl alone", func(t *testing.T) { readme(t, c, "curl") }},
 		{"the command of the 403", func(t *testing.T) { followTheRefusal(t, c) }},
-		{"approve and mint", func(_ *testing.T) { l = openLedger(t, c); l.grows(t); c.access(t, l) }},
+		{"approve and mint", func(_ *testing.T) { l = write(t, c); l.grows(t); c.access(t, l) }},
 		{"export the log", func(t *testing.T) { c.export(t, "n1", "audit-before") }},
 		{"kill the leader", func(t *testing.T) { killLeader(t, c, l) }},
 		{"cut the leader off", func(t *testing.T) { cutOff(t, c, l) }},

@@ -4,10 +4,8 @@ package deploy
 
 import (
 	"context"
-	"crypto"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -24,19 +22,6 @@ import (
 
 // bearable is how long anything that is not a whole start or stop may take on a loaded machine.
 const bearable = time.Minute
-
-// certificate reads a PEM chain, leaf first, and puts the key to it.
-func certificate(chain []byte, key crypto.Signer) (cert tls.Certificate, err error) {
-	for block, rest := pem.Decode(chain); block != nil; block, rest = pem.Decode(rest) {
-		cert.Certificate = append(cert.Certificate, block.Bytes)
-	}
-	if len(cert.Certificate) == 0 {
-		return cert, errors.New("the answer holds no certificate")
-	}
-	cert.PrivateKey = key
-	cert.Leaf, err = x509.ParseCertificate(cert.Certificate[0])
-	return cert, err
-}
 
 // call reads an account through the proxy.
 func (c *cluster) call(ctx context.Context, cert tls.Certificate) (status int, err error) {
@@ -65,7 +50,7 @@ func (c *cluster) call(ctx context.Context, cert tls.Certificate) (status int, e
 
 // access checks at the proxy what the ledger says: who was let in still is, at once, and who was
 // revoked is refused as soon as the proxy has heard of it.
-func (c *cluster) access(t *testing.T, l *ledger) {
+func (c *cluster) access(t *testing.T, l *writing) {
 	t.Helper()
 	live, revoked := l.newest(t)
 	if status, err := c.call(t.Context(), live); status != http.StatusOK || err != nil {
@@ -132,7 +117,7 @@ func others(node string) []string {
 }
 
 // killLeader kills the leader's container under writes; the other two go on, and it comes back.
-func killLeader(t *testing.T, c *cluster, l *ledger) {
+func killLeader(t *testing.T, c *cluster, l *writing) {
 	old := c.leader(t, nodes()...)
 	id := c.container(t, old)
 	c.must(t, bearable, "docker", "kill", id)
@@ -147,7 +132,7 @@ func killLeader(t *testing.T, c *cluster, l *ledger) {
 }
 
 // cutOff takes the leader off its network under writes: it must not go on alone. Then it heals.
-func cutOff(t *testing.T, c *cluster, l *ledger) {
+func cutOff(t *testing.T, c *cluster, l *writing) {
 	old := c.leader(t, nodes()...)
 	id, network := c.container(t, old), c.project+"_control"
 	c.must(t, bearable, "docker", "network", "disconnect", network, id)
@@ -172,7 +157,7 @@ func cutOff(t *testing.T, c *cluster, l *ledger) {
 }
 
 // restart stops everything under writes and starts it on the volumes that were kept.
-func restart(t *testing.T, c *cluster, l *ledger) {
+func restart(t *testing.T, c *cluster, l *writing) {
 	volumes := c.there(t, "volume")
 	c.must(t, 3*time.Minute, "make", "down")
 	if left := c.there(t, "container"); len(left) > 0 {
