@@ -89,7 +89,7 @@ func (s *carrying) answered(res *http.Response) {
 		res.Body = &carriedTunnel{tunnel, s}
 		return
 	}
-	res.Body = &carriedBody{res.Body, s}
+	res.Body = &carriedBody{res.Body, s, res.ContentLength}
 }
 
 // failed ends the span of what was not carried, or not to its end.
@@ -128,14 +128,19 @@ func (s *carrying) carried(in, out *atomic.Int64, err error) {
 type carriedBody struct {
 	io.ReadCloser
 	carrying *carrying
+	left     int64 // of the length that was announced; negative when none was
 }
 
 func (b *carriedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
+	if b.left > 0 {
+		b.left -= int64(n)
+	}
 	switch {
-	case err == nil:
-	case errors.Is(err, io.EOF):
+	// A client that has the last byte may be gone before the end is read.
+	case errors.Is(err, io.EOF), b.left == 0:
 		b.carrying.end()
+	case err == nil:
 	default:
 		b.carrying.failed(err)
 	}
