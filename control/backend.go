@@ -31,14 +31,35 @@ func (n *node) view(ctx context.Context, call api.Call, fn func(approval.State) 
 		if err := n.store.Linearize(ctx); err != nil {
 			return storeProblem(err)
 		}
+		return n.shown(fn)
 	}
 	return n.local(fn)
+}
+
+// shown reads the node's own state for somebody who is to rely on it. What has
+// ended depends on the time, so a node whose clock is off says nothing.
+func (n *node) shown(fn func(approval.State) error) error {
+	err := n.local(fn)
+	if cerr := n.clock.check(n.now()); cerr != nil {
+		return cerr
+	}
+	return err
 }
 
 // local reads the node's own state.
 func (n *node) local(fn func(approval.State) error) error {
 	err := n.store.View(func(r raftstore.Reader, _ uint64) error { return fn(approval.Read(r)) })
 	return storeProblem(err)
+}
+
+// told is shown for a write that has been committed: whoever made it learns from
+// another node, by asking again, what it came to.
+func (n *node) told(fn func(approval.State) error) error {
+	err := n.local(fn)
+	if n.clock.check(n.now()) != nil {
+		return ambiguous()
+	}
+	return err
 }
 
 // storeProblem turns the store's errors into what a caller can do about them.
@@ -88,7 +109,7 @@ func (n *node) command(ctx context.Context, body approval.Body) (approval.Comman
 
 // commit proposes a command and decodes its result.
 func (n *node) commit(ctx context.Context, cmd approval.Command) (res approval.Result, err error) {
-	if err := n.clock.check(); err != nil {
+	if err := n.clock.check(time.UnixMilli(cmd.Now)); err != nil {
 		return res, err
 	}
 	data, err := cmd.Encode()

@@ -44,7 +44,7 @@ func (b backend) changed(ctx context.Context, call api.Call, body approval.Body)
 	if !ok {
 		return out, fmt.Errorf("result is a %T, not a change", res.Object)
 	}
-	err = b.local(func(s approval.State) error {
+	err = b.told(func(s approval.State) error {
 		out = b.wireChange(s, c)
 		return nil
 	})

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/hallpass/hallpass/approval/api"
+	"github.com/hallpass/hallpass/raftstore"
 )
 
 const pathClock = "/peer/clock"
@@ -20,34 +21,73 @@ const pathClock = "/peer/clock"
 // clockWatch compares this node's clock with the others'. A leader whose clock
 // is ahead would end grants before their time, and for good: time in the state
 // never goes back. One whose clock is behind would mint past their end.
+//
+// A comparison holds for as long as the clock goes on as it did. A jump since
+// then shows at once, against the monotonic clock that no one sets.
 type clockWatch struct {
-	mu  sync.Mutex
-	off time.Duration // guarded by mu; how far the others' median is ahead of this node
-	bad bool          // guarded by mu; that is more than the skew
+	jumped chan struct{} // holds a token when a comparison is wanted at once
+
+	mu    sync.Mutex
+	known bool          // guarded by mu; it has been compared, or there is nobody to compare it with
+	off   time.Duration // guarded by mu; how far the others' median is ahead of this node
+	bad   bool          // guarded by mu; that is more than the skew
+	since instant       // guarded by mu; of the last comparison; zero with nobody to compare with
 }
 
-func (w *clockWatch) get() (off time.Duration, bad bool) {
+// instant is one moment on both clocks: the one that says what time it is, and
+// the one that only says how long ago.
+type instant struct{ wall, mono time.Time }
+
+func (n *node) instant() instant { return instant{n.now().Round(0), time.Now()} }
+
+// maxJump is how far the clock may come off its way between two comparisons
+// before it counts as set by somebody.
+const maxJump = time.Second
+
+func newClockWatch() *clockWatch { return &clockWatch{jumped: make(chan struct{}, 1)} }
+
+func (w *clockWatch) get() (off time.Duration, bad, known bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.off, w.bad
+	return w.off, w.bad, w.known
 }
 
-func (w *clockWatch) set(off time.Duration, bad bool) (changed bool) {
+// set notes what a comparison that began at the moment given has found.
+func (w *clockWatch) set(off time.Duration, bad bool, since instant) (changed bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	changed = w.bad != bad
-	w.off, w.bad = off, bad
+	w.known, w.off, w.bad, w.since = true, off, bad, since
 	return changed
 }
 
-// check refuses to propose while the clock is off.
-func (w *clockWatch) check() error {
-	off, bad := w.get()
-	if !bad {
-		return nil
+// check refuses to use a time that this node's clock has just shown, unless the
+// others are known to agree with it.
+func (w *clockWatch) check(shown time.Time) error {
+	w.mu.Lock()
+	known, off, bad, since := w.known, w.off, w.bad, w.since
+	w.mu.Unlock()
+	var jump time.Duration
+	if !since.wall.IsZero() {
+		jump = shown.Round(0).Sub(since.wall) - time.Since(since.mono)
 	}
-	p := api.NewProblem(api.CodeUnavailable, fmt.Sprintf("this node's clock differs from the others' by %s", off.Round(time.Millisecond)),
-		"try again in a moment, with the same Idempotency-Key; set the node's clock")
+	switch {
+	case !known:
+		return clockProblem("this node's clock has not been compared with the others' yet")
+	case bad:
+		return clockProblem(fmt.Sprintf("this node's clock differs from the others' by %s", off.Round(time.Millisecond)))
+	case jump.Abs() > maxJump:
+		select {
+		case w.jumped <- struct{}{}:
+		default: // one is wanted already
+		}
+		return clockProblem(fmt.Sprintf("this node's clock was set by %s since it was last compared", jump.Round(time.Millisecond)))
+	}
+	return nil
+}
+
+func clockProblem(detail string) error {
+	p := api.NewProblem(api.CodeUnavailable, detail, "try again in a moment, with the same Idempotency-Key; set the node's clock")
 	p.RetryAfter = time.Second
 	return p
 }
@@ -77,29 +117,50 @@ func median(all []reading) (reading, bool) {
 func (n *node) watchClock(ctx context.Context) {
 	for {
 		n.compareClocks(ctx)
-		if _, bad := n.clock.get(); bad && n.store.IsLeader() {
+		_, bad, known := n.clock.get()
+		if bad && n.store.IsLeader() {
 			if err := n.store.TransferLeadership(); err != nil {
 				n.log.LogAttrs(ctx, slog.LevelWarn, "leadership cannot be handed over", slog.String("error", err.Error()))
 			}
 		}
-		if pause(ctx, 2*n.limits.Tick) != nil {
+		wait := time.NewTimer(2 * n.limits.Tick)
+		if !known {
+			wait.Reset(n.limits.Tick / 10)
+		}
+		select {
+		case <-wait.C:
+		case <-n.clock.jumped:
+		case <-ctx.Done():
+		}
+		wait.Stop()
+		if ctx.Err() != nil {
 			return
 		}
 	}
 }
 
+// compareClocks looks at the clocks of the other voters. Their median is what a
+// quorum takes for the time.
 func (n *node) compareClocks(ctx context.Context) {
 	var (
-		group sync.WaitGroup
-		mu    sync.Mutex
-		all   []reading // guarded by mu
+		group  sync.WaitGroup
+		mu     sync.Mutex
+		all    []reading // guarded by mu
+		began  = n.instant()
+		voters int
+		votes  bool // this node
 	)
-	for _, peer := range n.manifest.Nodes {
-		if peer.ID == n.node.ID {
+	for id, role := range n.store.Membership() {
+		switch {
+		case role != raftstore.RoleVoter:
+			continue
+		case id == n.node.ID:
+			votes = true
 			continue
 		}
+		voters++
 		group.Go(func() {
-			r, err := n.readClock(ctx, peer.ID)
+			r, err := n.readClock(ctx, id)
 			if err != nil {
 				return // unreachable: no quorum will be formed with it either
 			}
@@ -110,11 +171,16 @@ func (n *node) compareClocks(ctx context.Context) {
 	}
 	group.Wait()
 	r, ok := median(all)
-	if !ok {
+	switch {
+	case ok:
+	case votes && voters == 0:
+		n.clock.set(0, false, instant{}) // its own time is the cluster's
+		return
+	default:
 		return // nobody to compare with: what was known stands
 	}
 	bad := r.offset.Abs()-r.doubt > n.skew
-	if n.clock.set(r.offset, bad) {
+	if n.clock.set(r.offset, bad, began) {
 		level, message := slog.LevelError, "this node's clock is off: it neither leads nor proposes"
 		if !bad {
 			level, message = slog.LevelInfo, "this node's clock is right again"
@@ -146,8 +212,11 @@ func (n *node) serveClock(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (n *node) checkClock() Finding {
-	off, bad := n.clock.get()
-	if bad {
+	off, bad, known := n.clock.get()
+	switch {
+	case !known:
+		return Finding{"clock", statusFail, "not compared with the other nodes' yet"}
+	case bad:
 		return Finding{"clock", statusFail, fmt.Sprintf("differs from the other nodes' by %s, more than the skew of %s", off.Round(time.Millisecond), n.skew)}
 	}
 	return Finding{"clock", statusOK, ""}

@@ -4,9 +4,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/hallpass/hallpass/approval"
 	"github.com/hallpass/hallpass/approval/api"
+	"github.com/hallpass/hallpass/raftstore"
 )
 
 func TestMedianOfClocks(t *testing.T) {
@@ -65,7 +68,7 @@ func TestClockThatIsOff(t *testing.T) {
 		}
 		return false
 	})
-	if err := old.n.clock.check(); err == nil {
+	if err := old.n.clock.check(old.n.now()); err == nil {
 		t.Error("it would propose")
 	}
 	for _, n := range c.live() {
@@ -80,4 +83,112 @@ func TestClockThatIsOff(t *testing.T) {
 	}
 	jump(old.ID(), 0)
 	c.until("the node is ready again", func() bool { return old.Health().Ready })
+}
+
+// TestClockWatch: a time is used while the others are known to agree with the
+// clock, and while it goes on as it did when they were last asked.
+func TestClockWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ahead := time.Duration(0)
+		n := &node{settings: settings{now: func() time.Time { return time.Now().Add(ahead) }}, clock: newClockWatch()}
+		try := func(what string, want bool) {
+			t.Helper()
+			if err := n.clock.check(n.now()); (err == nil) != want {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		wanted := func(want bool) {
+			t.Helper()
+			select {
+			case <-n.clock.jumped:
+				if !want {
+					t.Error("a comparison is wanted")
+				}
+			default:
+				if want {
+					t.Error("no comparison is wanted")
+				}
+			}
+		}
+		try("never compared", false)
+		n.clock.set(0, false, n.instant())
+		try("compared", true)
+		time.Sleep(time.Hour)
+		try("an hour later", true)
+		wanted(false)
+		for _, d := range []time.Duration{time.Hour, -time.Hour, 2 * maxJump, -2 * maxJump} {
+			ahead = d
+			try("after a jump of "+d.String(), false)
+			wanted(true)
+		}
+		ahead = maxJump / 2
+		try("slewed", true)
+		ahead = 5 * time.Second
+		n.clock.set(-5*time.Second, false, n.instant())
+		try("set by 5 s, and the others can live with it", true)
+		n.clock.set(-time.Hour, true, n.instant())
+		try("off", false)
+		wanted(false)
+		n.clock.set(0, false, instant{})
+		ahead = time.Hour
+		try("with nobody to compare with", true)
+	})
+}
+
+// TestClockJumpsBetweenComparisons: nothing is written, shown, minted or vouched
+// for by a clock that was set a moment ago.
+func TestClockJumpsBetweenComparisons(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	ahead := map[string]time.Duration{}
+	c := newCluster(t, func(cfg *Config) {
+		id := cfg.Node.ID
+		cfg.Limits.Tick = 2 * time.Second // the nodes compare every 4 s
+		cfg.Now = func() time.Time {
+			mu.Lock()
+			defer mu.Unlock()
+			return time.Now().Add(ahead[id])
+		}
+	})
+	r := c.granted()
+	for _, jump := range []time.Duration{40 * time.Minute, -45 * time.Second} { // identities begin a minute early
+		old := c.leader()
+		before := mustState(t, old).LastNow
+		mu.Lock()
+		ahead[old.ID()] = jump
+		mu.Unlock()
+		if err := old.n.clock.check(old.n.now()); err == nil {
+			t.Errorf("after a jump by %s it would propose", jump)
+		}
+		if _, err := old.n.verify(t.Context()); err == nil {
+			t.Errorf("after a jump by %s it vouches for the feed", jump)
+		}
+		got, err := c.as("user/alice").Grant(t.Context(), r.ID)
+		must(t, err)
+		if got.State != api.GrantActive {
+			t.Errorf("after a jump by %s the grant is %s", jump, got.State)
+		}
+		csr, _ := newCSR(t)
+		cert, err := c.as("user/alice").GrantCertificate(t.Context(), r.ID, csr)
+		must(t, err)
+		if life := time.Until(cert.NotAfter); life < 4*time.Minute || life > 6*time.Minute {
+			t.Errorf("after a jump by %s a certificate lives for %s", jump, life)
+		}
+		if after := mustState(t, c.leader()).LastNow; after.Time().Sub(before.Time()) > 10*time.Minute {
+			t.Errorf("after a jump by %s the time in the state went from %s to %s", jump, before, after)
+		}
+		mu.Lock()
+		ahead[old.ID()] = 0
+		mu.Unlock()
+		c.until("the node is ready again", func() bool { return old.Health().Ready })
+	}
+}
+
+func mustState(t *testing.T, r *running) (out approval.Cluster) {
+	t.Helper()
+	must(t, r.Store().View(func(v raftstore.Reader, _ uint64) (err error) {
+		out, err = approval.Read(v).Cluster()
+		return err
+	}))
+	return out
 }

@@ -49,8 +49,11 @@
 // # Whose time
 //
 // Commands carry the leader's clock, and time in the state never goes back. So
-// nodes compare their clocks, and one that differs from the others' median by
-// more than the skew neither leads nor proposes.
+// nodes compare their clocks, and one that differs from the other voters' median
+// by more than the skew neither leads nor proposes; nor does one that was never
+// compared, or whose clock was set since. Whatever is written, signed, vouched
+// for or read as of now asks for that with the very time it uses, so that a jump
+// shows at once and not at the next comparison.
 //
 // # Trade-offs
 //

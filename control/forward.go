@@ -251,6 +251,11 @@ func (n *node) serveForwarded(w http.ResponseWriter, r *http.Request) {
 		n.handler.Problem(w, r, api.NewProblem(api.CodeUnauthorized, "the forwarded call names no caller", ""))
 		return
 	}
+	// By a clock that is off a good identity has ended, or an old one not yet.
+	if err := n.clock.check(n.now()); err != nil {
+		n.handler.Problem(w, r, err)
+		return
+	}
 	who, err := n.verifier.verify(chain)
 	if err != nil {
 		n.log.LogAttrs(r.Context(), slog.LevelWarn, "forwarded caller refused",

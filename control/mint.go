@@ -153,7 +153,11 @@ func (n *node) mint(ctx context.Context, call api.Call, m minting) (api.Certific
 // mintOnce mints a certificate, or names the serial that an earlier call under
 // the same key committed.
 func (n *node) mintOnce(ctx context.Context, call api.Call, m minting) (out api.Certificate, replayed string, err error) {
-	ticket, err := m.prepare(n.now())
+	now := n.now()
+	if err := n.clock.check(now); err != nil {
+		return out, "", err
+	}
+	ticket, err := m.prepare(now)
 	if err != nil {
 		return out, "", prepareProblem(err)
 	}

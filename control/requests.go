@@ -191,7 +191,7 @@ func (b backend) requestResult(ctx context.Context, call api.Call, res approval.
 	if r.Ended != 0 && res.Changed {
 		b.metrics.requestDecided(ctx, string(r.State), r.Ended.Time().Sub(r.Created.Time()))
 	}
-	err = b.local(func(s approval.State) error {
+	err = b.told(func(s approval.State) error {
 		e, err := eyesOf(s, call.Caller.ID)
 		if err != nil {
 			return err
@@ -253,7 +253,11 @@ func (b backend) Request(ctx context.Context, call api.Call, id string, wait api
 			}
 			return out, index, storeProblem(err)
 		}
-		if err := b.local(look); err != nil {
+		read := b.shown
+		if call.Stale {
+			read = b.local
+		}
+		if err := read(look); err != nil {
 			return out, index, err
 		}
 	}

@@ -44,7 +44,7 @@ type node struct {
 	metrics  *instruments
 	forward  *forwarder
 	feed     *feedWatch
-	clock    clockWatch
+	clock    *clockWatch
 	heads    checkpoints
 	minted   mintCache
 	refusals rationed
@@ -90,6 +90,7 @@ func open(cfg Config) (*Server, error) {
 		custody:  newCustody(set.node, set.manifest),
 		spans:    set.tracer.Tracer("github.com/hallpass/hallpass/control"),
 		feed:     newFeedWatch(),
+		clock:    newClockWatch(),
 	}
 	n.verifier = verifier{trusted: n.custody.get, trustDomain: set.trustDomain, grantDomain: set.grantDomain, now: set.now}
 	if n.handler, err = api.NewHandler(api.Config{
