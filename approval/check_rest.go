@@ -111,8 +111,17 @@ func (c *checker) kept() {
 func (c *checker) audit() {
 	size := int64(c.m.AuditSize)
 	c.need(c.m.AuditSize == c.m.Changes, "%d audit leaves for %d changes", size, c.m.Changes)
-	for i := range tlog.StoredHashCount(size) {
-		c.want[string(hashKey(uint64(i)))] = nil
+	for level := 0; size>>level > 0; level++ {
+		last := tlog.StoredHashIndex(level, size>>level-1)
+		_, ok := c.s.GetHash(last)
+		c.need(ok, "audit hash %d is missing", last)
+		if level < audit.ChunkLevel {
+			c.want[string(edgeKey(level))] = nil
+			continue
+		}
+		for n := range size >> level {
+			c.want[string(hashKey(uint64(tlog.StoredHashIndex(level, n))))] = nil
+		}
 	}
 	_, err := audit.Root(c.s, size)
 	c.need(err == nil, "audit root: %v", err)
@@ -149,12 +158,22 @@ func CheckAudit(r Reader, body func(index int64) ([]byte, error)) error {
 		}
 	}
 	c.need(last.Time.Equal(m.LastNow.Time()), "the last audit leaf is of %s, the last change of %s", last.Time, m.LastNow)
-	for i := int64(0); ; i++ {
-		want, ok := again.GetHash(i)
-		if !ok {
-			return errors.Join(c.errs...)
+	c.hashes(&again, int64(m.AuditSize))
+	return errors.Join(c.errs...)
+}
+
+// hashes compares the tree hashes that are kept with those of the bodies.
+func (c *checker) hashes(again *audit.Memory, size int64) {
+	for level := 0; size>>level > 0; level++ {
+		n := size>>level - 1 // below the chunks, the last of each level
+		if level >= audit.ChunkLevel {
+			n = 0
 		}
-		have, ok := c.s.GetHash(i)
-		c.need(ok && have == want, "audit hash %d is %s, of the bodies %s", i, have, want)
+		for ; n < size>>level; n++ {
+			at := tlog.StoredHashIndex(level, n)
+			want, _ := again.GetHash(at)
+			have, ok := c.s.GetHash(at)
+			c.need(ok && have == want, "audit hash %d is %s, of the bodies %s", at, have, want)
+		}
 	}
 }

@@ -137,8 +137,9 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		m.records = m.records[:len(m.records)-1]
 	})
 	add("an audit hash", func(_ *testing.T, m *memory) {
-		k := hashKey(2)
-		m.Put(k, m.Get(hashKey(0)))
+		edge := slices.Clone(m.Get(edgeKey(1)))
+		edge[len(edge)-1] ^= 1
+		m.Put(edgeKey(1), edge)
 	})
 	add("a change more than leaves", func(t *testing.T, m *memory) {
 		tamper(t, m, keyMeta, func(meta) bool { return true }, func(v *meta) { v.Changes++ })

@@ -37,7 +37,8 @@ import (
 //	k/HASH                   results kept for idempotency  (kept)
 //	kd/<ms> KIND HASH        when they are dropped
 //	d/<ms> KIND ID           what is due, and when
-//	ah/<n>                   tree hashes of the audit log, n in 8 big-endian bytes
+//	ah/<n>                   tree hashes of the audit log from the roots of chunks up, n in 8 big-endian bytes
+//	ae/<level>               the last tree hash of a level below them, after its place in 8 bytes
 //
 // The bodies of the audit log are records beside the state: see Tx.Append.
 const (
@@ -67,6 +68,7 @@ const (
 	prefixPendingReq  = "rp/"
 	prefixPendingChg  = "cp/"
 	prefixAuditHash   = "ah/"
+	prefixAuditEdge   = "ae/"
 	prefixRequestList = "r"
 	prefixGrantList   = "t"
 	prefixChangeList  = "c"
@@ -148,6 +150,8 @@ func pairPrefix(prefix, first string) []byte {
 func hashKey(n uint64) []byte {
 	return binary.BigEndian.AppendUint64([]byte(prefixAuditHash), n)
 }
+
+func edgeKey(level int) []byte { return append([]byte(prefixAuditEdge), byte(level)) }
 
 // dueAt is the key that says what is due at a moment.
 func dueAt(prefix string, at Millis, kind byte, id string) []byte {

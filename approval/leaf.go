@@ -1,6 +1,7 @@
 package approval
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 
@@ -10,7 +11,9 @@ import (
 )
 
 // leafStore keeps the tree hashes of the audit log among the state, in the same
-// transaction as the change that each leaf records.
+// transaction as the change that each leaf records: the roots of complete chunks
+// and what is above them, and below that only the last hash of each level. The
+// others follow from the bodies, see audit.WithChunks.
 type leafStore struct{ *draft }
 
 var _ audit.HashStore = leafStore{}
@@ -20,7 +23,24 @@ func (s leafStore) GetHash(index int64) (tlog.Hash, bool) { return Read(s.draft)
 
 // PutHash implements audit.HashStore.
 func (s leafStore) PutHash(index int64, h tlog.Hash) {
+	level, n := tlog.SplitStoredHashIndex(index)
+	if level < audit.ChunkLevel {
+		s.Put(edgeKey(level), append(binary.BigEndian.AppendUint64(nil, uint64(n)), h[:]...))
+		return
+	}
 	s.Put(hashKey(uint64(index)), h[:])
+}
+
+// CheckRecords says whether the records are the bodies of the audit log's
+// entries from first on, which begins a chunk, to the end of the chunk or of the
+// log as r shows it.
+func CheckRecords(r Reader, first uint64, records [][]byte) error {
+	s := Read(r)
+	size, err := s.AuditSize()
+	if err != nil {
+		return err
+	}
+	return audit.CheckChunk(s, size, int64(min(first, audit.MaxSize)), records)
 }
 
 // appendLeaf writes the one audit leaf of the command: its hash into the state,

@@ -1,6 +1,7 @@
 package approval
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -8,6 +9,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/hallpass/hallpass/audit"
 )
 
 // State answers questions about the state as a Reader shows it. It is as short
@@ -228,12 +231,20 @@ func (s State) AuditSize() (int64, error) {
 	return int64(m.AuditSize), err
 }
 
-// GetHash implements audit.HashReader.
+// GetHash implements audit.HashReader, for the roots of chunks, for what is above
+// them, and for the last hash of each level below.
 func (s State) GetHash(index int64) (tlog.Hash, bool) {
 	if index < 0 {
 		return tlog.Hash{}, false
 	}
 	data := s.r.Get(hashKey(uint64(index)))
+	if level, n := tlog.SplitStoredHashIndex(index); level < audit.ChunkLevel {
+		data = s.r.Get(edgeKey(level))
+		if len(data) < 8 || binary.BigEndian.Uint64(data) != uint64(n) {
+			return tlog.Hash{}, false
+		}
+		data = data[8:]
+	}
 	if len(data) != tlog.HashSize {
 		return tlog.Hash{}, false
 	}

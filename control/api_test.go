@@ -160,7 +160,7 @@ type said struct{ Actor, Node, Kind, Object string }
 func (c *cluster) lastEntry(t *testing.T) (entry said) {
 	t.Helper()
 	var last []byte
-	must(t, c.leader().Store().ReadRecords(0, func(_ uint64, body []byte) bool {
+	must(t, c.leader().Store().ReadRecords(t.Context(), 0, func(_ uint64, body []byte) bool {
 		last = append(last[:0], body...)
 		return true
 	}))

@@ -36,7 +36,7 @@ func (b backend) AuditEntries(ctx context.Context, call api.Call, from uint64, l
 		return out, err
 	}
 	at, total := from, 0
-	err = b.bodies(from, out.Size, func(_ uint64, body []byte) bool {
+	err = b.bodies(ctx, from, out.Size, func(_ uint64, body []byte) bool {
 		out.Entries = append(out.Entries, bytes.Clone(body))
 		total += len(body)
 		at++
@@ -50,12 +50,12 @@ func (b backend) AuditEntries(ctx context.Context, call api.Call, from uint64, l
 
 // bodies calls fn with the audit entries of these numbers, in order, until it
 // returns false.
-func (n *node) bodies(from, to uint64, fn func(index uint64, body []byte) bool) error {
+func (n *node) bodies(ctx context.Context, from, to uint64, fn func(index uint64, body []byte) bool) error {
 	next, more := from, from < to
 	if !more {
 		return nil
 	}
-	err := n.store.ReadRecords(from, func(at uint64, body []byte) bool {
+	err := n.store.ReadRecords(ctx, from, func(at uint64, body []byte) bool {
 		if at != next {
 			return false
 		}
@@ -69,13 +69,22 @@ func (n *node) bodies(from, to uint64, fn func(index uint64, body []byte) bool) 
 	return storeProblem(err)
 }
 
-// body returns one audit entry.
-func (n *node) body(index uint64) (body []byte, err error) {
-	err = n.bodies(index, index+1, func(_ uint64, b []byte) bool {
-		body = bytes.Clone(b)
-		return false
-	})
-	return body, err
+// chunks returns the bodies that a proof over the first size entries may need
+// of these chunks.
+func (n *node) chunks(ctx context.Context, size int64, firsts []int64) (map[int64][][]byte, error) {
+	chunks := make(map[int64][][]byte, len(firsts))
+	for _, first := range firsts {
+		if first >= size {
+			continue
+		}
+		if err := n.bodies(ctx, uint64(first), uint64(min(size, first+audit.Chunk)), func(_ uint64, body []byte) bool {
+			chunks[first] = append(chunks[first], bytes.Clone(body))
+			return true
+		}); err != nil {
+			return nil, err
+		}
+	}
+	return chunks, nil
 }
 
 func auditSize(s approval.State) (uint64, error) {
@@ -154,45 +163,56 @@ func outOfLog(size int64) error {
 
 // InclusionProof implements api.AuditBackend.
 func (b backend) InclusionProof(ctx context.Context, call api.Call, index, size uint64) (out api.InclusionProof, err error) {
-	err = b.viewAsPerson(ctx, call, func(s approval.State) error {
-		over, err := sizes(s, size)
-		if err != nil {
-			return err
+	var over int64
+	if err := b.viewAsPerson(ctx, call, func(s approval.State) (err error) {
+		if over, err = sizes(s, size); err == nil && index >= uint64(max(over, 0)) {
+			err = outOfLog(over)
 		}
-		if index >= uint64(max(over, 0)) {
-			return outOfLog(over)
-		}
-		proof, err := audit.InclusionProof(s, over, int64(index))
-		if err != nil {
-			return err
-		}
-		out = api.InclusionProof{Index: index, Size: uint64(over), Hashes: mapped(proof, hash64)}
-		return nil
-	})
+		return err
+	}); err != nil {
+		return out, err
+	}
+	proof, leaf, err := b.inclusion(ctx, over, int64(index))
 	if err != nil {
 		return out, err
 	}
-	leaf, err := b.body(index)
-	out.LeafHash = hash64(audit.LeafHash(leaf))
-	return out, err
+	return api.InclusionProof{Index: index, Size: uint64(over), LeafHash: hash64(leaf), Hashes: mapped(proof, hash64)}, nil
+}
+
+// inclusion proves an entry in the tree over the first size entries.
+func (n *node) inclusion(ctx context.Context, size, index int64) (proof []tlog.Hash, leaf tlog.Hash, err error) {
+	chunks, err := n.chunks(ctx, size, audit.ProofChunks(size, index))
+	if err != nil {
+		return nil, leaf, err
+	}
+	err = n.local(func(s approval.State) (err error) {
+		hashes := audit.WithChunks(s, chunks)
+		leaf, _ = hashes.GetHash(tlog.StoredHashIndex(0, index))
+		proof, err = audit.InclusionProof(hashes, size, index)
+		return err
+	})
+	return proof, leaf, err
 }
 
 // ConsistencyProof implements api.AuditBackend.
 func (b backend) ConsistencyProof(ctx context.Context, call api.Call, from, to uint64) (out api.ConsistencyProof, err error) {
-	err = b.viewAsPerson(ctx, call, func(s approval.State) error {
-		newer, err := sizes(s, to)
-		if err != nil {
-			return err
+	var newer int64
+	if err := b.viewAsPerson(ctx, call, func(s approval.State) (err error) {
+		if newer, err = sizes(s, to); err == nil && from > uint64(max(newer, 0)) {
+			err = outOfLog(newer)
 		}
-		if from > uint64(max(newer, 0)) {
-			return outOfLog(newer)
-		}
-		proof, err := audit.ConsistencyProof(s, int64(from), newer)
-		if err != nil {
-			return err
-		}
-		out = api.ConsistencyProof{Old: from, New: uint64(newer), Hashes: mapped(proof, hash64)}
-		return nil
+		return err
+	}); err != nil {
+		return out, err
+	}
+	chunks, err := b.chunks(ctx, newer, audit.ProofChunks(newer, int64(from)))
+	if err != nil {
+		return out, err
+	}
+	var proof []tlog.Hash
+	err = b.local(func(s approval.State) (err error) {
+		proof, err = audit.ConsistencyProof(audit.WithChunks(s, chunks), int64(from), newer)
+		return err
 	})
-	return out, err
+	return api.ConsistencyProof{Old: from, New: uint64(newer), Hashes: mapped(proof, hash64)}, err
 }

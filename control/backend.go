@@ -75,6 +75,11 @@ func storeProblem(err error) error {
 		p := api.NewProblem(api.CodeUnavailable, "the cluster has more to write than it can", "try again in a moment, with the same Idempotency-Key")
 		p.RetryAfter = time.Second
 		return p
+	case errors.Is(err, raftstore.ErrRecordsMissing):
+		p := api.NewProblem(api.CodeUnavailable, "this node does not have these audit entries yet, and cannot get them from another now",
+			"ask another node, or this one again later")
+		p.RetryAfter = 5 * time.Second
+		return p
 	case errors.Is(err, raftstore.ErrTooLarge):
 		return api.NewProblem(api.CodeTooLarge, "the call makes a command that is too large", "")
 	}

@@ -19,7 +19,6 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/hallpass/hallpass/approval"
 	"github.com/hallpass/hallpass/approval/api"
 	"github.com/hallpass/hallpass/ca"
 	"github.com/hallpass/hallpass/raftstore"
@@ -438,12 +437,7 @@ func (c *cluster) granted() api.Request {
 func (c *cluster) check() {
 	c.t.Helper()
 	for _, r := range c.live() {
-		err := r.Store().View(func(v raftstore.Reader, _ uint64) error {
-			if err := approval.CheckInvariants(v); err != nil {
-				return err
-			}
-			return approval.CheckAudit(v, bodyOf(r.Store()))
-		})
+		err := CheckStore(c.t.Context(), r.Store())
 		if err != nil {
 			c.t.Errorf("node %s: %v", r.ID(), err)
 		}
@@ -464,15 +458,4 @@ func theProblem(t testing.TB, err error, code api.Code) *api.Problem {
 		t.Fatalf("got %v, want code %s", err, code)
 	}
 	return p
-}
-
-// bodyOf reads audit entries from a node's store.
-func bodyOf(store *raftstore.Store) func(int64) ([]byte, error) {
-	return func(index int64) (body []byte, err error) {
-		err = store.ReadRecords(uint64(index), func(_ uint64, record []byte) bool {
-			body = bytes.Clone(record)
-			return false
-		})
-		return body, err
-	}
 }

@@ -16,6 +16,7 @@ import (
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/hallpass/hallpass/approval"
+	"github.com/hallpass/hallpass/audit"
 	"github.com/hallpass/hallpass/ca"
 	"github.com/hallpass/hallpass/raftstore"
 )
@@ -208,3 +209,12 @@ func (m *machine) Apply(tx raftstore.Tx, index uint64, data []byte) []byte {
 	}
 	return result
 }
+
+// CheckRecords implements raftstore.Machine: the records are the audit log's
+// entries.
+func (m *machine) CheckRecords(r raftstore.Reader, first uint64, records [][]byte) error {
+	return approval.CheckRecords(r, first, records)
+}
+
+// What raftstore checks together is what the audit log's hashes are kept by.
+var _ [audit.Chunk]struct{} = [raftstore.RecordChunk]struct{}{}

@@ -67,7 +67,7 @@ func (b backend) eventsAfter(ctx context.Context, call api.Call, after uint64) (
 		}); err != nil || after >= size {
 			return nil, after, err
 		}
-		entries, err := b.entries(after, min(size, after+eventBatch))
+		entries, err := b.entries(ctx, after, min(size, after+eventBatch))
 		if err != nil {
 			return nil, after, err
 		}
@@ -80,9 +80,9 @@ func (b backend) eventsAfter(ctx context.Context, call api.Call, after uint64) (
 }
 
 // entries reads the entries of these numbers.
-func (n *node) entries(from, to uint64) (entries []entry, err error) {
+func (n *node) entries(ctx context.Context, from, to uint64) (entries []entry, err error) {
 	var bad error
-	err = n.bodies(from, to, func(at uint64, body []byte) bool {
+	err = n.bodies(ctx, from, to, func(at uint64, body []byte) bool {
 		var en entry
 		if err := json.Unmarshal(body, &en); err != nil {
 			bad = fmt.Errorf("audit entry %d: %w", at, err)

@@ -5,11 +5,13 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,9 +21,14 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// kv is a Machine of text commands: "set KEY VALUE" gives the value before, "grow KEY" makes it longer by one, "fail"
-// panics.
+// kv is a Machine of text commands: "set KEY VALUE" gives the value before, "grow KEY" makes it longer by one, "note TEXT"
+// appends a record, "fail" panics.
 type kv struct{}
+
+const (
+	kvCount = "#"  // how many records there are, in decimal
+	kvSum   = "##" // followed by a number: that record's hash
+)
 
 func (kv) Apply(tx Tx, _ uint64, data []byte) []byte {
 	word := strings.SplitN(string(data), " ", 3)
@@ -33,10 +40,31 @@ func (kv) Apply(tx Tx, _ uint64, data []byte) []byte {
 	case word[0] == "grow" && len(word) == 2:
 		tx.Put([]byte(word[1]), append(bytes.Clone(tx.Get([]byte(word[1]))), '+'))
 		return nil
+	case word[0] == "note":
+		n, _ := strconv.Atoi(string(tx.Get([]byte(kvCount)))) // none is 0
+		sum := sha256.Sum256(data)
+		tx.Append(data)
+		tx.Put([]byte(kvSum+strconv.Itoa(n)), sum[:])
+		tx.Put([]byte(kvCount), []byte(strconv.Itoa(n+1)))
+		return []byte(strconv.Itoa(n))
 	case word[0] == "fail":
 		panic("told to")
 	}
 	return []byte("refused")
+}
+
+func (kv) CheckRecords(r Reader, first uint64, records [][]byte) error {
+	total, _ := strconv.Atoi(string(r.Get([]byte(kvCount))))
+	if first%RecordChunk != 0 || uint64(len(records)) != min(RecordChunk, uint64(total)-first) {
+		return fmt.Errorf("asked about %d records from %d on of %d", len(records), first, total)
+	}
+	for i, record := range records {
+		sum := sha256.Sum256(record)
+		if !bytes.Equal(sum[:], r.Get([]byte(kvSum+strconv.Itoa(int(first)+i)))) {
+			return fmt.Errorf("record %d is %q", int(first)+i, record)
+		}
+	}
+	return nil
 }
 
 // testTiming is patient, for a machine that is busy with other things.

@@ -67,7 +67,7 @@ type Config struct {
 }
 
 // Streams carries application streams between nodes where Config.Transport replaces the network. It accepts what the
-// others dial; each accepted stream has a method PeerID, as *PeerConn has.
+// others dial; each accepted stream has a method PeerID, as *PeerConn has. The store owns it from Open on.
 type Streams interface {
 	net.Listener
 	Dial(ctx context.Context, id string) (net.Conn, error)

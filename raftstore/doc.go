@@ -8,10 +8,11 @@
 // lost while a quorum of disks lives. What Propose could not find out it calls [ErrAmbiguous], and nothing else so. What
 // a [Store.View] shows after a [Store.Linearize] is no older than anything anyone was told before.
 //
-//	Propose ──► raft log (synced)          ──► quorum ──► ApplyBatch ──► state.db: Machine's keys + position, one transaction
-//	                     ▲                                                  │         ▲
-//	      AppendEntries over pinned-key TLS                            snapshots/ ────┘ restore: checked, synced, renamed
-//	                                                                  (file + state hash + CRC)
+//	                                                  ┌─► records/: what the Machine appended, in checksummed segments
+//	Propose ──► raft log (synced) ──► quorum ──► ApplyBatch ──► state.db: Machine's keys + position, one transaction
+//	                  ▲                                              │         ▲
+//	   AppendEntries over pinned-key TLS                        snapshots/ ────┘ restore: checked, synced, renamed
+//	                                                           (pairs + state hash + CRC)
 //
 // # Trust boundary
 //
@@ -36,11 +37,26 @@
 // of the next run, says that it can be believed. Without the marker it is deleted and made anew. The index applied last
 // is kept inside the state's own transactions, since raft's AppliedIndex means "sent", not "applied".
 //
-// A snapshot is the state file as of one transaction, followed by the hash of its content and a checksum. It is checked
-// when it is written, when it arrives, before it replaces a state and at every start. A damaged one is refused; when the
+// A snapshot is the pairs of the state as of one transaction in the order of their keys, compressed, followed by the hash
+// of its content and a checksum. It is checked when it is written, against what the state file has taken in over time, when
+// it arrives, before it replaces a state and at a start that needs it. A damaged one is refused; when the
 // log cannot do without it, the node does not start and the error says what to copy from where. At an index where a
 // snapshot and this node's state disagree, the node halts: one of two nodes has diverged, and guessing which would make
 // it two.
+//
+// # Records
+//
+// Beside its keys a Machine may append records: a list that only grows, for what is kept for ever and seldom read. How
+// many there are is part of the state; what they are follows from the log, as the state does, so they stand outside of the
+// snapshots in segments of their own. They are written before the transaction that counts them, so that a crash in between
+// leaves too many and never too few; what is applied again after a crash first cuts them back. They are brought to the disk
+// before a snapshot may cover them, since the entries that made them are dropped then.
+//
+// A node that was sent a snapshot has the state at once, votes, and lacks the records before it. It fetches them in the
+// background from any member that has them, a chunk at a time, and believes none: the Machine checks each chunk against the
+// state. A reader who comes sooner gets the chunk from another member, or [ErrRecordsMissing]. A segment that turns out to
+// be damaged is put aside and fetched again the same way, and after a start that made the state anew what is here is
+// checked against it, slowly.
 //
 // # Reads
 //
@@ -100,7 +116,9 @@
 //   - A start after a crash reads the newest snapshot about four times (raft's checksum and ours, before and while it is
 //     restored) and replays at most SnapshotThreshold entries and some; a start in order replays nothing but skips
 //     through them.
-//   - A snapshot is a whole file, also when little has changed since the last.
+//   - A snapshot is the whole state, also when little has changed since the last.
+//   - Records are on fewer disks than acknowledged commands are while a node fetches them: whoever takes nodes out of a
+//     cluster looks at Status.RecordsMissing of the others first.
 //   - A long View holds back the growth of the state file's memory map once it is over 256 MiB, and a restore at any
 //     size; readers are to be short.
 //   - A new cluster is made once all of its first members are up, not a quorum of them.

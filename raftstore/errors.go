@@ -34,6 +34,10 @@ var (
 	// ErrDamagedLog is returned by Open when the log is not byte for byte what was written.
 	ErrDamagedLog = errors.New("raftstore: damaged log")
 
+	// ErrRecordsMissing is returned when a record is neither here nor to be had from another node now. A node that was sent
+	// a snapshot fetches the records before it in the background; Status says how many it still lacks.
+	ErrRecordsMissing = errors.New("raftstore: records are missing here")
+
 	// ErrWrongNode is returned by Open when Dir belongs to another node or another membership, or to a log of another
 	// format.
 	ErrWrongNode = errors.New("raftstore: the data is another node's")

@@ -92,7 +92,7 @@ func newMux(s settings, known *roster, own ownLog) (*mux, error) {
 		streams: make(map[*PeerConn]struct{}), arrived: make(map[peerKind][]*PeerConn),
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
-	m.queues = map[streamKind]*streamQueue{streamRaft: newStreamQueue(s.ID), streamApp: newStreamQueue(s.ID)}
+	m.queues = map[streamKind]*streamQueue{streamRaft: newStreamQueue(s.ID), streamApp: newStreamQueue(s.ID), streamRecords: newStreamQueue(s.ID)}
 	m.running.Go(m.accept)
 	return m, nil
 }
@@ -372,13 +372,13 @@ func (m *mux) close() error {
 // streamQueue is a net.Listener of admitted streams of one kind.
 type streamQueue struct {
 	addr    nodeAddr
-	streams chan *PeerConn
+	streams chan net.Conn
 	done    chan struct{}
 	once    sync.Once
 }
 
 func newStreamQueue(id string) *streamQueue {
-	return &streamQueue{addr: nodeAddr(id), streams: make(chan *PeerConn, acceptBacklog), done: make(chan struct{})}
+	return &streamQueue{addr: nodeAddr(id), streams: make(chan net.Conn, acceptBacklog), done: make(chan struct{})}
 }
 
 func (q *streamQueue) Accept() (net.Conn, error) {

@@ -26,9 +26,10 @@ const (
 type streamKind byte
 
 const (
-	streamRaft  streamKind = 'r'
-	streamApp   streamKind = 'a'
-	streamHello streamKind = 'h' // nothing but the question and the answer
+	streamRaft    streamKind = 'r'
+	streamApp     streamKind = 'a'
+	streamRecords streamKind = 's'
+	streamHello   streamKind = 'h' // nothing but the question and the answer
 )
 
 var errSettings = errors.New("raftstore: the peer runs with other settings")
@@ -74,7 +75,7 @@ func decodePreface(b []byte) preface {
 // and one of another cluster or history would be sent entries that mean something else to it.
 func (p preface) refuses(theirs preface) error {
 	switch {
-	case theirs.kind != streamRaft && theirs.kind != streamApp && theirs.kind != streamHello:
+	case theirs.kind != streamRaft && theirs.kind != streamApp && theirs.kind != streamRecords && theirs.kind != streamHello:
 		return fmt.Errorf("raftstore: unknown stream kind %#x", byte(theirs.kind))
 	case theirs.cluster != p.cluster:
 		return fmt.Errorf("%w: it is of another cluster", errSettings)

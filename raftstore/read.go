@@ -11,13 +11,30 @@ import (
 // View calls fn with the state as of index. What it reads may be older than what others have acknowledged: call Linearize
 // first where that matters. fn MUST be short, MUST NOT keep what it reads, and MUST NOT call Propose or Snapshot.
 func (s *Store) View(fn func(r Reader, index uint64) error) error {
-	return s.state.view(func(r Reader, at position) error { return fn(r, at.index) })
+	return s.state.view(func(t *boltTx, at position) error { return fn(t, at.index) })
 }
 
 // ReadRecords calls fn with the records from the one of that number on, in order, until fn returns false or there are no
-// more here. fn MUST NOT keep a record, and MUST NOT call Propose or Snapshot.
-func (s *Store) ReadRecords(from uint64, fn func(number uint64, record []byte) bool) error {
-	return s.state.readRecords(from, fn)
+// more. Those that are not here are asked of the others; the error wraps ErrRecordsMissing when nobody has them for now.
+// fn MUST NOT keep a record. ReadRecords MUST NOT be called in a View.
+func (s *Store) ReadRecords(ctx context.Context, from uint64, fn func(number uint64, record []byte) bool) error {
+	for {
+		next, err := s.records.read(from, fn)
+		if !errors.Is(err, ErrRecordsMissing) {
+			return err
+		}
+		list, fetchErr := s.fetchFor(ctx, next)
+		if fetchErr != nil {
+			return errors.Join(err, fetchErr)
+		}
+		for _, record := range list {
+			if !fn(next, record) {
+				return nil
+			}
+			next++
+		}
+		from = next
+	}
 }
 
 // Index is the index of the last entry applied here.
@@ -38,8 +55,8 @@ func (s *Store) Wait(ctx context.Context, index uint64) (uint64, error) {
 // StateHash returns a hash of the state and the index it was taken at. Nodes that have applied the same index have the
 // same hash, or one of them is wrong.
 func (s *Store) StateHash() (index uint64, hash [sha256.Size]byte, err error) {
-	at, hash, err := s.state.hash()
-	return at.index, hash, err
+	at, c, err := s.state.content()
+	return at.index, c.hash(), err
 }
 
 // Linearize returns nil when a View on this node that begins afterwards sees every command that was acknowledged, by any

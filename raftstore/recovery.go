@@ -3,7 +3,6 @@ package raftstore
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -104,6 +103,10 @@ func (r recovery) base(clean bool) (position, error) {
 	var at position
 	var index uint64
 	var problem error
+	if len(list) > 0 && clean {
+		at, index = position{list[0].Index, list[0].Term}, list[0].Index
+		list = nil
+	}
 	for _, meta := range list {
 		info, err := r.verify(meta.ID)
 		if err == nil {
@@ -112,9 +115,6 @@ func (r recovery) base(clean bool) (position, error) {
 		}
 		problem = errors.Join(problem, fmt.Errorf("snapshot %s: %w", meta.ID, err))
 		r.logger.Error("a snapshot cannot be used", "snapshot", meta.ID, "error", err)
-	}
-	if len(list) > 0 && clean {
-		index = list[0].Index
 	}
 	first, err := r.log.FirstIndex()
 	if err != nil {
@@ -142,7 +142,7 @@ func (r recovery) verify(id string) (info snapshotInfo, err error) {
 		return info, fmt.Errorf("%w: %w", ErrDamagedSnapshot, err)
 	}
 	defer func() { err = errors.Join(err, source.Close()) }()
-	return readSnapshot(source, io.Discard)
+	return readSnapshot(source, nil)
 }
 
 // takeMarker reads the clean-shutdown marker and removes it for good before anything is changed.

@@ -3,7 +3,6 @@ package raftstore
 import (
 	"bufio"
 	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -18,43 +17,48 @@ import (
 
 // A snapshot is, all integers big-endian:
 //
-//	magic 8 | index 8 | term 8 | size 8 | size bytes of bbolt file | state hash 32 | CRC-32C of all before 4
+//	magic 8 | index 8 | term 8 | blocks | 0 in 8 bytes | content 40 | CRC-32C of all before 4
+//	block:  length 4, not 0 | length compressed 4 | pairs, compressed as one zstd frame
+//	pair:   bytes of the key that it shares with the key before | length of the rest | the rest | length of the value |
+//	        the value; each length an unsigned varint, the pairs of all blocks in ascending order of their keys
 //
-// The CRC finds bytes that changed; the state hash finds a state that is not the one its writer had.
+// The CRC finds bytes that changed; the content finds a state that is not the one its writer had. The pairs rather than
+// the file they are kept in: that has pages which are free, or half full.
 const (
-	snapshotMagic   = "hpsnap\x00\x01"
-	snapshotHeader  = len(snapshotMagic) + 3*8
-	snapshotTrailer = sha256.Size + crc32.Size
+	snapshotMagic   = "hpsnap\x00\x02"
+	snapshotHeader  = len(snapshotMagic) + 2*8
+	snapshotTrailer = contentSize + crc32.Size
+
+	blockSize    = 1 << 20   // a block is full from here
+	maxBlockSize = 256 << 20 // a block with a pair as large as any may be
 )
 
 type snapshotInfo struct {
-	at  position
-	sum [sha256.Size]byte
+	at      position
+	content content
 }
 
 func newCRC() hash.Hash32 { return crc32.New(crc32.MakeTable(crc32.Castagnoli)) }
 
 // stateSnapshot is a state to be written; its transaction keeps it as it was.
 type stateSnapshot struct {
-	tx *bbolt.Tx
-	at position
+	tx      *bbolt.Tx
+	state   *boltTx
+	at      position
+	records *records
+	halt    func(error)
 }
 
 func (s *stateSnapshot) Persist(sink raft.SnapshotSink) error {
-	sum := hashState(newBoltTx(s.tx))
+	// Once raft has the snapshot it drops the entries that made the records up to here.
+	if err := s.records.sync(); err != nil {
+		// What a failed sync leaves on the disk nobody knows, and a later one would not say.
+		err = fmt.Errorf("snapshot: %w", err)
+		s.halt(err)
+		return err
+	}
 	crc := newCRC()
-	w := io.MultiWriter(sink, crc)
-	head := []byte(snapshotMagic)
-	for _, n := range []uint64{s.at.index, s.at.term, uint64(s.tx.Size())} {
-		head = binary.BigEndian.AppendUint64(head, n)
-	}
-	if _, err := w.Write(head); err != nil {
-		return fmt.Errorf("write snapshot: %w", err)
-	}
-	if _, err := s.tx.WriteTo(w); err != nil {
-		return fmt.Errorf("write snapshot: %w", err)
-	}
-	if _, err := w.Write(sum[:]); err != nil {
+	if err := s.write(io.MultiWriter(sink, crc)); err != nil {
 		return fmt.Errorf("write snapshot: %w", err)
 	}
 	if _, err := sink.Write(crc.Sum(nil)); err != nil {
@@ -63,10 +67,44 @@ func (s *stateSnapshot) Persist(sink raft.SnapshotSink) error {
 	return nil
 }
 
+func (s *stateSnapshot) write(w io.Writer) error {
+	head := binary.BigEndian.AppendUint64([]byte(snapshotMagic), s.at.index)
+	if _, err := w.Write(binary.BigEndian.AppendUint64(head, s.at.term)); err != nil {
+		return err
+	}
+	blocks, err := newBlockWriter(w)
+	if err != nil {
+		return err
+	}
+	defer blocks.release()
+	var sum pairSum
+	s.state.Scan(nil, nil, func(k, v []byte) bool {
+		sum.add(k, v)
+		err = blocks.pair(k, v)
+		return err == nil
+	})
+	if err != nil {
+		return err
+	}
+	if sum != s.state.content.sum {
+		// To hand on what the disk made of it would spread the damage to whoever asks for a snapshot.
+		err := errors.New("the state file is damaged: what it holds is not what was written. " +
+			"Start the node again: it makes the file anew from its snapshot and its log")
+		s.halt(err)
+		return err
+	}
+	if err := blocks.flush(); err != nil {
+		return err
+	}
+	_, err = w.Write(append(make([]byte, 8), s.state.content.encode()...))
+	return err
+}
+
 func (s *stateSnapshot) Release() { _ = s.tx.Rollback() } // of a read transaction: nothing is lost
 
-// readSnapshot copies the bbolt file in a snapshot to w. Only when it returns nil may what was written be used.
-func readSnapshot(r io.Reader, w io.Writer) (info snapshotInfo, err error) {
+// readSnapshot calls fn with the pairs of a snapshot; nil checks the snapshot's bytes alone. Only when it returns nil may
+// what fn was given be used. What fn gets is good until it returns.
+func readSnapshot(r io.Reader, fn func(k, v []byte) error) (info snapshotInfo, err error) {
 	damaged := func(what string) (snapshotInfo, error) {
 		return info, fmt.Errorf("%w: %s", ErrDamagedSnapshot, what)
 	}
@@ -81,19 +119,21 @@ func readSnapshot(r io.Reader, w io.Writer) (info snapshotInfo, err error) {
 	}
 	numbers := head[len(snapshotMagic):]
 	info.at = position{binary.BigEndian.Uint64(numbers), binary.BigEndian.Uint64(numbers[8:])}
-	size := binary.BigEndian.Uint64(numbers[16:])
-	if size > 1<<62 {
-		return damaged("its size is not one")
+	blocks, err := newBlockReader(in)
+	if err != nil {
+		return info, err
 	}
-	if _, err := io.CopyN(w, in, int64(size)); err != nil {
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return damaged("it is cut short")
+	defer blocks.release()
+	for more := true; more; {
+		if more, err = blocks.next(fn); err != nil {
+			return info, err
 		}
-		return info, fmt.Errorf("copy snapshot: %w", err)
 	}
-	if _, err := io.ReadFull(in, info.sum[:]); err != nil {
+	tail := make([]byte, contentSize)
+	if _, err := io.ReadFull(in, tail); err != nil {
 		return damaged("it is cut short")
 	}
+	info.content = decodeContent(tail)
 	want := crc.Sum(nil)
 	got := make([]byte, crc32.Size)
 	if _, err := io.ReadFull(r, got); err != nil {
@@ -108,44 +148,81 @@ func readSnapshot(r io.Reader, w io.Writer) (info snapshotInfo, err error) {
 	return info, nil
 }
 
+// loadBatch is how many bytes of pairs go into the state file in one transaction.
+const loadBatch = 16 << 20
+
 // writeStateFile makes a state file of a snapshot, checks that its state is the one that was hashed, and syncs it.
 func writeStateFile(path string, source io.Reader) (info snapshotInfo, err error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return info, fmt.Errorf("create: %w", err)
-	}
-	w := bufio.NewWriterSize(file, 1<<20)
-	info, err = readSnapshot(source, w)
-	if err == nil {
-		err = errors.Join(w.Flush(), file.Sync())
-	}
-	if err := errors.Join(err, file.Close()); err != nil {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return info, err
 	}
-	return info, checkStateFile(path, info)
+	db, err := openStateFile(path, 0)
+	if err != nil {
+		return info, err
+	}
+	load := &loader{db: db}
+	info, err = readSnapshot(bufio.NewReaderSize(source, 1<<20), load.pair)
+	if err == nil {
+		err = load.finish(info)
+	}
+	return info, errors.Join(err, load.end(), db.Close())
 }
 
-func checkStateFile(path string, info snapshotInfo) (err error) {
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: lockTimeout})
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrDamagedSnapshot, err)
+// loader writes ascending pairs to an empty state file.
+type loader struct {
+	db     *bbolt.DB
+	tx     *bbolt.Tx // nil between two
+	bucket *bbolt.Bucket
+	size   int
+	sum    pairSum
+}
+
+func (l *loader) pair(k, v []byte) (err error) {
+	if l.tx == nil {
+		if l.tx, err = l.db.Begin(true); err != nil {
+			return err
+		}
+		l.bucket = l.tx.Bucket([]byte(bucketState))
+		l.bucket.FillPercent = 0.9 // pages that are filled in order are not split later
 	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	return db.View(func(tx *bbolt.Tx) error {
-		for _, name := range []string{bucketState, bucketRecords, bucketMeta} {
-			if tx.Bucket([]byte(name)) == nil {
-				return fmt.Errorf("%w: it holds no %s", ErrDamagedSnapshot, name)
-			}
-		}
-		at, err := readPosition(tx)
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrDamagedSnapshot, err)
-		}
-		if sum := hashState(newBoltTx(tx)); at != info.at || sum != info.sum {
-			return fmt.Errorf("%w: its state is not the one it names", ErrDamagedSnapshot)
-		}
+	l.sum.add(k, v)
+	if err := l.bucket.Put(k, append(make([]byte, 0, len(v)), v...)); err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	if l.size += len(k) + len(v); l.size < loadBatch {
 		return nil
+	}
+	return l.commit()
+}
+
+func (l *loader) commit() error {
+	if l.tx == nil {
+		return nil
+	}
+	err := l.tx.Commit()
+	l.tx, l.size = nil, 0
+	return err
+}
+
+func (l *loader) finish(info snapshotInfo) error {
+	if l.sum != info.content.sum {
+		return fmt.Errorf("%w: its state is not the one it names", ErrDamagedSnapshot)
+	}
+	if err := l.commit(); err != nil {
+		return err
+	}
+	err := l.db.Update(func(tx *bbolt.Tx) error {
+		return errors.Join(writePosition(tx, info.at), writeContent(tx, info.content))
 	})
+	return errors.Join(err, l.db.Sync())
+}
+
+// end gives up what was not committed.
+func (l *loader) end() error {
+	if l.tx == nil {
+		return nil
+	}
+	return l.tx.Rollback()
 }
 
 // snapshots is raft's directory of snapshots; one that arrives damaged never becomes one there.

@@ -50,8 +50,13 @@ func snapshotOf(t *testing.T, s *state, at position, n int) []byte {
 // testFSM halts into a channel of one.
 func testFSM(t *testing.T, s *state) *haltingFSM {
 	f := &haltingFSM{halted: make(chan error, 10)}
+	logger := slog.New(slog.NewTextHandler(t.Output(), nil))
+	segments, err := openRecords(t.TempDir(), logger)
+	if err != nil {
+		t.Fatal(err)
+	}
 	f.fsm = &fsm{
-		machine: kv{}, state: s, applied: newWatermark(), logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		machine: kv{}, state: s, records: segments, applied: newWatermark(), logger: logger,
 		halt: func(err error) { f.halted <- err },
 	}
 	return f
@@ -71,7 +76,7 @@ func TestSnapshotAndRestore(t *testing.T) {
 	reading, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		err := to.view(func(r Reader, at position) error {
+		err := to.view(func(r *boltTx, at position) error {
 			close(reading)
 			for range 1000 {
 				if r.Get([]byte("key00001")) != nil || at.index != 0 {
@@ -89,16 +94,16 @@ func TestSnapshotAndRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-done
-	want, wantSum, err := from.hash()
+	want, wantSum, err := from.content()
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, gotSum, err := to.hash()
+	got, gotSum, err := to.content()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got != want || gotSum != wantSum {
-		t.Errorf("restored %v %x, want %v %x", got, gotSum[:4], want, wantSum[:4])
+		t.Errorf("restored %v %x, want %v %x", got, gotSum, want, wantSum)
 	}
 	if index, _ := f.applied.get(); index != 42 {
 		t.Errorf("applied %d, want 42", index)
@@ -113,7 +118,7 @@ func TestDamagedSnapshotIsRefused(t *testing.T) {
 	snap := snapshotOf(t, newTestState(t), position{42, 3}, 20)
 	to := newTestState(t)
 	snapshotOf(t, to, position{7, 1}, 1)
-	at, sum, err := to.hash()
+	at, sum, err := to.content()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +144,7 @@ func TestDamagedSnapshotIsRefused(t *testing.T) {
 	refuse("one byte more", append(bytes.Clone(snap), 0))
 	refuse("another format", []byte("PK\x03\x04 and so on, longer than a header is, surely"))
 	refuse("a checksum over another state than is hashed", rehash(snap))
-	if nowAt, nowSum, err := to.hash(); err != nil || nowAt != at || nowSum != sum {
+	if nowAt, nowSum, err := to.content(); err != nil || nowAt != at || nowSum != sum {
 		t.Errorf("a refused snapshot changed the state: %v, %v", nowAt, err)
 	}
 	if _, err := os.Stat(to.path + ".restore"); !errors.Is(err, os.ErrNotExist) {
@@ -155,7 +160,7 @@ func TestDamagedSnapshotIsRefused(t *testing.T) {
 // rehash gives the snapshot another state hash, with the right checksum over it.
 func rehash(snap []byte) []byte {
 	b := bytes.Clone(snap)
-	b[len(b)-snapshotTrailer] ^= 1
+	b[len(b)-crc32.Size-1] ^= 1 // of the sum, in the content
 	crc := newCRC()
 	_, _ = crc.Write(b[:len(b)-crc32.Size])
 	return crc.Sum(b[:len(b)-crc32.Size])

@@ -2,7 +2,6 @@ package raftstore
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -14,12 +13,12 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// The state file has three buckets: what the Machine wrote, the records it appended, and where in the log that stands.
+// The state file has two buckets: what the Machine wrote, and what that is and where in the log it stands.
 const (
-	bucketState   = "state"
-	bucketRecords = "records"
-	bucketMeta    = "meta"
-	keyPosition   = "position"
+	bucketState = "state"
+	bucketMeta  = "meta"
+	keyPosition = "position"
+	keyContent  = "content"
 
 	// A read transaction holds the memory map; growing the map waits for it. With this much reserved address space a
 	// snapshot being written never stops Apply before the state is this large.
@@ -64,7 +63,7 @@ func openStateFile(path string, maxSize int) (*bbolt.DB, error) {
 		return nil, fmt.Errorf("open state file: %w", err)
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range []string{bucketState, bucketRecords, bucketMeta} {
+		for _, name := range []string{bucketState, bucketMeta} {
 			if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
 				return err
 			}
@@ -87,59 +86,61 @@ func (s *state) use(fn func(db *bbolt.DB) error) error {
 	return fn(s.db)
 }
 
-func (s *state) view(fn func(r Reader, at position) error) error {
+func (s *state) view(fn func(t *boltTx, at position) error) error {
 	return s.use(func(db *bbolt.DB) error {
 		return db.View(func(tx *bbolt.Tx) error {
 			at, err := readPosition(tx)
 			if err != nil {
 				return err
 			}
-			return fn(newBoltTx(tx), at)
+			t, err := newBoltTx(tx)
+			if err != nil {
+				return err
+			}
+			return fn(t, at)
 		})
 	})
 }
 
-func (s *state) readRecords(from uint64, fn func(number uint64, record []byte) bool) error {
-	return s.use(func(db *bbolt.DB) error {
-		return db.View(func(tx *bbolt.Tx) error {
-			c := tx.Bucket([]byte(bucketRecords)).Cursor()
-			for k, v := c.Seek(recordKey(from)); k != nil && fn(binary.BigEndian.Uint64(k), v); k, v = c.Next() {
+// update runs fn in a transaction and writes where the state then stands: fn returns the position it has reached.
+func (s *state) update(fn func(t *boltTx, at position) (position, error)) (reached position, err error) {
+	err = s.use(func(db *bbolt.DB) error {
+		return db.Update(func(tx *bbolt.Tx) error {
+			at, err := readPosition(tx)
+			if err != nil {
+				return err
 			}
-			return nil
+			t, err := newBoltTx(tx)
+			if err != nil {
+				return err
+			}
+			if reached, err = fn(t, at); err != nil {
+				return err
+			}
+			if t.err != nil {
+				return fmt.Errorf("write state: %w", t.err)
+			}
+			if reached == at && t.writes == 0 {
+				return nil
+			}
+			return errors.Join(writePosition(tx, reached), writeContent(tx, t.content))
 		})
 	})
+	return reached, err
 }
 
 func (s *state) position() (at position, err error) {
-	err = s.view(func(_ Reader, p position) error { at = p; return nil })
+	err = s.view(func(_ *boltTx, p position) error { at = p; return nil })
 	return at, err
 }
 
-// hash returns the hash of the whole state and where it stands.
-func (s *state) hash() (at position, sum [sha256.Size]byte, err error) {
-	err = s.view(func(r Reader, p position) error {
-		at, sum = p, hashState(r)
+// content returns what the state holds and where it stands.
+func (s *state) content() (at position, c content, err error) {
+	err = s.view(func(t *boltTx, p position) error {
+		at, c = p, t.content
 		return nil
 	})
-	return at, sum, err
-}
-
-// hashState is SHA-256 over every pair in ascending order of keys, each preceded by its length in 8 bytes: no two states
-// have one encoding. It depends on the content alone, not on how bbolt laid it out.
-func hashState(r Reader) [sha256.Size]byte {
-	h := sha256.New()
-	var n [8]byte
-	field := func(b []byte) {
-		binary.BigEndian.PutUint64(n[:], uint64(len(b)))
-		_, _ = h.Write(n[:]) // a hash's Write never fails
-		_, _ = h.Write(b)
-	}
-	r.Scan(nil, nil, func(k, v []byte) bool {
-		field(k)
-		field(v)
-		return true
-	})
-	return [sha256.Size]byte(h.Sum(nil))
+	return at, c, err
 }
 
 // replace closes the current file, puts the file at path in its place and opens that. Readers see the one or the other.
@@ -178,7 +179,9 @@ func (s *state) close(flush bool) (at position, err error) {
 		return err
 	})
 	if err == nil && flush {
-		err = db.Sync()
+		// With the list of free pages in the file the next start need not read all of it to make one.
+		db.NoFreelistSync = false
+		err = errors.Join(db.Update(func(*bbolt.Tx) error { return nil }), db.Sync())
 	}
 	return at, errors.Join(err, db.Close())
 }
@@ -200,16 +203,33 @@ func writePosition(tx *bbolt.Tx, at position) error {
 	return tx.Bucket([]byte(bucketMeta)).Put([]byte(keyPosition), v)
 }
 
-// boltTx is the Reader and the Tx over one bbolt transaction.
-type boltTx struct {
-	bucket  *bbolt.Bucket
-	records *bbolt.Bucket
-	writes  int   // how many, so that a Scan notices writes of its own fn
-	err     error // the first write that failed; the transaction MUST NOT be committed then
+func readContent(tx *bbolt.Tx) (content, error) {
+	v := tx.Bucket([]byte(bucketMeta)).Get([]byte(keyContent))
+	switch len(v) {
+	case 0:
+		return content{}, nil
+	case contentSize:
+		return decodeContent(v), nil
+	}
+	return content{}, fmt.Errorf("state file: a content of %d bytes", len(v))
 }
 
-func newBoltTx(tx *bbolt.Tx) *boltTx {
-	return &boltTx{bucket: tx.Bucket([]byte(bucketState)), records: tx.Bucket([]byte(bucketRecords))}
+func writeContent(tx *bbolt.Tx, c content) error {
+	return tx.Bucket([]byte(bucketMeta)).Put([]byte(keyContent), c.encode())
+}
+
+// boltTx is the Reader and the Tx over one bbolt transaction.
+type boltTx struct {
+	content content // with all writes so far
+	bucket  *bbolt.Bucket
+	records [][]byte // appended in this transaction
+	writes  int      // how many, so that a Scan notices writes of its own fn
+	err     error    // the first write that failed; the transaction MUST NOT be committed then
+}
+
+func newBoltTx(tx *bbolt.Tx) (*boltTx, error) {
+	c, err := readContent(tx)
+	return &boltTx{content: c, bucket: tx.Bucket([]byte(bucketState))}, err
 }
 
 func (t *boltTx) Get(key []byte) []byte {
@@ -245,24 +265,32 @@ func (t *boltTx) Scan(prefix, from []byte, fn func(k, v []byte) bool) {
 
 func (t *boltTx) Put(key, value []byte) {
 	t.writes++
+	t.forget(key)
 	// bbolt keeps the value until commit and would give back a nil one as absent; the caller may reuse its buffer.
 	own := make([]byte, len(value))
 	copy(own, value)
 	t.note(t.bucket.Put(key, own))
+	t.content.sum.add(key, own)
 }
 
 func (t *boltTx) Delete(key []byte) {
 	t.writes++
+	t.forget(key)
 	t.note(t.bucket.Delete(key))
 }
 
-func (t *boltTx) Append(record []byte) {
-	next, err := t.records.NextSequence() // the first is 1
-	t.note(err)
-	t.note(t.records.Put(recordKey(next-1), bytes.Clone(record)))
+// forget takes a pair that is about to be overwritten out of the sum.
+func (t *boltTx) forget(key []byte) {
+	if old := t.Get(key); old != nil {
+		t.content.sum.remove(key, old)
+	}
 }
 
-func recordKey(number uint64) []byte { return binary.BigEndian.AppendUint64(nil, number) }
+func (t *boltTx) Append(record []byte) {
+	t.writes++
+	t.records = append(t.records, bytes.Clone(record))
+	t.content.records++
+}
 
 func (t *boltTx) note(err error) {
 	if t.err == nil {

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -12,7 +14,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"go.etcd.io/bbolt"
 	"pgregory.net/rapid"
 )
 
@@ -32,13 +33,11 @@ func newTestState(t *testing.T) *state {
 
 // write runs fn in a transaction of the Machine's state.
 func (s *state) write(at position, fn func(tx *boltTx)) error {
-	return s.use(func(db *bbolt.DB) error {
-		return db.Update(func(tx *bbolt.Tx) error {
-			b := newBoltTx(tx)
-			fn(b)
-			return errors.Join(b.err, writePosition(tx, at))
-		})
+	_, err := s.update(func(t *boltTx, _ position) (position, error) {
+		fn(t)
+		return at, nil
 	})
+	return err
 }
 
 // A boltTx behaves as a sorted map does, also while a Scan's own fn writes.
@@ -155,11 +154,11 @@ func TestStateHashIsOfTheContent(t *testing.T) {
 		t.Fatal(err)
 	}
 	hash := func(s *state) [32]byte {
-		_, sum, err := s.hash()
+		_, c, err := s.content()
 		if err != nil {
 			t.Fatal(err)
 		}
-		return sum
+		return c.hash()
 	}
 	if hash(a) != hash(b) {
 		t.Error("one content, two hashes")
@@ -184,7 +183,7 @@ func TestReaderKeepsItsState(t *testing.T) {
 		}
 	}
 	put("old")
-	err := s.view(func(r Reader, _ position) error {
+	err := s.view(func(r *boltTx, _ position) error {
 		put("new")
 		if got := string(r.Get([]byte("k"))); got != "old" {
 			t.Errorf("a view saw a later write: %q", got)
@@ -225,5 +224,33 @@ func TestWatermark(t *testing.T) {
 	close(closed)
 	if _, err := w.wait(context.Background(), 9, closed); !errors.Is(err, ErrClosed) {
 		t.Errorf("after close: %v", err)
+	}
+}
+
+// rot changes bytes of a file under whoever has it open.
+func rot(t *testing.T, path, from, to string) {
+	t.Helper()
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for at := 0; ; {
+		i := bytes.Index(b[at:], []byte(from))
+		if i < 0 {
+			break
+		}
+		found = true
+		if _, err := file.WriteAt([]byte(to), int64(at+i)); err != nil {
+			t.Fatal(err)
+		}
+		at += i + len(from)
+	}
+	if err := file.Close(); err != nil || !found {
+		t.Fatalf("%s is not there, %v", from, err)
 	}
 }

@@ -11,18 +11,20 @@ import (
 
 // Status is what metrics and `cluster status` show.
 type Status struct {
-	ID          string
-	State       string // "leader", "follower", "candidate", or "halted"
-	Leader      string // as this node knows; "" when it knows none
-	Term        uint64
-	LastLog     uint64        // index of the last entry in the log
-	Commit      uint64        // index up to which entries are committed
-	Applied     uint64        // index of the last command in the state
-	Snapshot    uint64        // index of the newest snapshot, 0 without one
-	LastContact time.Duration // since the leader was heard; 0 on the leader, -1 when never
-	DiskStalled bool          // a write to the log hangs
-	Waiting     string        // why this node has no log yet, or does not vote yet; "" once it does
-	Peers       []PeerStatus  // all nodes known in order of their IDs, this one among them
+	ID             string
+	State          string // "leader", "follower", "candidate", or "halted"
+	Leader         string // as this node knows; "" when it knows none
+	Term           uint64
+	LastLog        uint64        // index of the last entry in the log
+	Commit         uint64        // index up to which entries are committed
+	Applied        uint64        // index of the last command in the state
+	Snapshot       uint64        // index of the newest snapshot, 0 without one
+	Records        uint64        // how many records there are as of the state
+	RecordsMissing uint64        // how many of them this node does not have yet
+	LastContact    time.Duration // since the leader was heard; 0 on the leader, -1 when never
+	DiskStalled    bool          // a write to the log hangs
+	Waiting        string        // why this node has no log yet, or does not vote yet; "" once it does
+	Peers          []PeerStatus  // all nodes known in order of their IDs, this one among them
 }
 
 // PeerStatus is one node as this one knows it.
@@ -53,6 +55,7 @@ func (s *Store) Status() Status {
 	default:
 		st.LastContact = time.Since(heard)
 	}
+	st.Records, st.RecordsMissing = s.records.count()
 	if list, err := s.snaps.List(); err == nil && len(list) > 0 {
 		st.Snapshot = list[0].Index
 	}

@@ -88,6 +88,9 @@ func (s *Store) release(clean bool) (err error) {
 	if s.mux != nil {
 		err = errors.Join(err, s.mux.close()) // also ends a snapshot transfer that raft is reading
 	}
+	if s.split != nil {
+		err = errors.Join(err, s.split.close())
+	}
 	if s.trans != nil {
 		err = errors.Join(err, s.trans.Close())
 	}
@@ -95,6 +98,12 @@ func (s *Store) release(clean bool) (err error) {
 		err = errors.Join(err, done.Error())
 	}
 	s.duties.Wait()
+	if s.records != nil {
+		if clean {
+			err = errors.Join(err, s.records.sync())
+		}
+		err = errors.Join(err, s.records.close())
+	}
 	if s.state != nil {
 		at, closeErr := s.state.close(clean)
 		err = errors.Join(err, closeErr)

@@ -23,11 +23,13 @@ type Store struct {
 	log     *watchedLog
 	snaps   snapshots
 	state   *state
+	records *records
 	applied *watermark
 	trans   *transport
 	roster  *roster
 	place   *place
-	mux     *mux // nil with Config.Transport
+	mux     *mux          // nil with Config.Transport
+	split   *splitStreams // nil without Config.Streams
 
 	gate    *leaderGate
 	reads   readRounds
@@ -82,6 +84,10 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s.duties.Go(s.watchLeadership)
 	s.duties.Go(s.settle)
+	s.duties.Go(s.backfill)
+	if from := s.listenFor(streamRecords); from != nil {
+		s.duties.Go(func() { s.serveRecords(from) })
+	}
 	return s, nil
 }
 
@@ -120,6 +126,9 @@ func (s *Store) open() error {
 		return err
 	}
 	s.snaps = snapshots{files}
+	if s.records, err = openRecords(filepath.Join(s.cfg.Dir, recordsDir), s.logger); err != nil {
+		return err
+	}
 	if err := s.openState(conf); err != nil {
 		return err
 	}
@@ -137,6 +146,9 @@ func (s *Store) open() error {
 // network is what raft talks over: TLS between pinned keys, or what a simulation brings.
 func (s *Store) network(conf *raft.Config) (raft.Transport, error) {
 	if s.cfg.Transport != nil {
+		if s.cfg.Streams != nil {
+			s.split = newSplitStreams(s.cfg.Streams, s.cfg.ID)
+		}
 		return s.cfg.Transport, nil
 	}
 	m, err := newMux(s.cfg, s.roster, s.place)
@@ -168,7 +180,9 @@ func (s *Store) startRaft(conf *raft.Config) error {
 	}
 	s.trans.inbound = make(chan raft.RPC)
 	s.duties.Go(func() { s.trans.relay(s.ctx, s.place.admits) })
-	machine := &fsm{machine: s.cfg.Machine, state: s.state, applied: s.applied, halt: s.halt, logger: s.logger}
+	machine := &fsm{
+		machine: s.cfg.Machine, state: s.state, records: s.records, applied: s.applied, halt: s.halt, logger: s.logger,
+	}
 	var err error
 	s.raft, err = raft.NewRaft(conf, machine, s.log, s.log, s.snaps, s.trans)
 	if err != nil {
@@ -206,11 +220,12 @@ func (s *Store) openState(conf *raft.Config) error {
 	s.state = st
 	conf.NoSnapshotRestoreOnStart = kept
 	if kept {
-		at, err := st.position()
+		at, c, err := st.content()
 		if err != nil {
 			return err
 		}
 		s.applied.set(at.index)
+		s.records.expect(c.records, false)
 	}
 	return nil
 }
@@ -231,23 +246,29 @@ func (s *Store) enter() error {
 
 // DialPeer opens an application stream to another member.
 func (s *Store) DialPeer(ctx context.Context, id string) (net.Conn, error) {
+	return s.dialStream(ctx, id, streamApp)
+}
+
+func (s *Store) dialStream(ctx context.Context, id string, kind streamKind) (net.Conn, error) {
 	switch {
 	case s.mux != nil:
-		return s.mux.dial(ctx, id, streamApp)
-	case s.cfg.Streams != nil:
-		return s.cfg.Streams.Dial(ctx, id)
+		return s.mux.dial(ctx, id, kind)
+	case s.split != nil:
+		return s.split.dial(ctx, id, kind)
 	}
 	return nil, errors.New("raftstore: no application streams with Config.Transport alone")
 }
 
 // PeerListener accepts the other members' application streams; each is a *PeerConn. Closing it ends what DialPeer opens
 // to this node and nothing else. It is nil with Config.Transport alone.
-func (s *Store) PeerListener() net.Listener {
+func (s *Store) PeerListener() net.Listener { return s.listenFor(streamApp) }
+
+func (s *Store) listenFor(kind streamKind) net.Listener {
 	switch {
 	case s.mux != nil:
-		return s.mux.queues[streamApp]
-	case s.cfg.Streams != nil:
-		return s.cfg.Streams
+		return s.mux.queues[kind]
+	case s.split != nil:
+		return s.split.queues[kind]
 	}
 	return nil
 }
