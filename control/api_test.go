@@ -8,6 +8,8 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -123,9 +125,43 @@ func (c *cluster) checkWire(t *testing.T, url, protocol string) {
 	if want := map[string]int{"h2": 2, "http/1.1": 1}[protocol]; resp.ProtoMajor != want {
 		t.Errorf("spoke %s", resp.Proto)
 	}
-	if resp.TLS.DidResume {
-		t.Error("a session was resumed")
+}
+
+// TestNoTickets: a client that keeps tickets gets none to keep.
+func TestNoTickets(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, nil)
+	cache := &countingCache{ClientSessionCache: tls.NewLRUClientSessionCache(8)}
+	conf := &tls.Config{
+		RootCAs: c.roots(), Certificates: []tls.Certificate{c.identity(t, "spiffe://acme.test/user/alice")}, MinVersion: tls.VersionTLS13,
+		ClientSessionCache: cache,
 	}
+	for range 3 {
+		tr := &http.Transport{TLSClientConfig: conf.Clone()}
+		resp, err := (&http.Client{Transport: tr}).Get(c.follower().url() + "/v1/whoami?stale=true")
+		must(t, err)
+		_, _ = io.Copy(io.Discard, resp.Body)
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusOK || resp.TLS.DidResume {
+			t.Errorf("%s, resumed: %v", resp.Status, resp.TLS.DidResume)
+		}
+		tr.CloseIdleConnections()
+	}
+	if n := cache.puts.Load(); n > 0 {
+		t.Errorf("the node issued %d tickets", n)
+	}
+}
+
+type countingCache struct {
+	tls.ClientSessionCache
+	puts atomic.Int32
+}
+
+func (c *countingCache) Put(key string, s *tls.ClientSessionState) {
+	if s != nil {
+		c.puts.Add(1)
+	}
+	c.ClientSessionCache.Put(key, s)
 }
 
 // TestIdempotencyAcrossLeaders: one call, one request, whoever leads.
@@ -218,25 +254,67 @@ func (c *cluster) checkHeadersBetweenNodes(t *testing.T, n *running) {
 }
 
 // TestEndOfTheCertificate: a connection does not outlive the identity that
-// opened it, nor does a stream on it.
+// opened it, nor does a stream or a blocking read on it.
 func TestEndOfTheCertificate(t *testing.T) {
 	c := newCluster(t, nil)
+	r, err := c.as("user/alice").CreateRequest(t.Context(), readAccounts())
+	must(t, err)
+	leader, follower := c.leader(), c.follower()
+	blocking := "/v1/requests/" + r.ID + "?wait=60s&index=999999"
 	cert := c.identity(t, "spiffe://acme.test/user/alice", 4*time.Second)
-	tr := &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{
-		RootCAs: c.roots(), Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13,
-	}}
-	cl := &http.Client{Transport: tr}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, c.live()[0].url()+"/v1/revocations", nil)
-	must(t, err)
-	req.Header.Set("Accept", "text/event-stream")
-	resp, err := cl.Do(req)
-	must(t, err)
-	defer func() { _ = resp.Body.Close() }()
-	_, _ = io.Copy(io.Discard, resp.Body)
-	late := time.Since(cert.Leaf.NotAfter)
-	if late < -time.Second || late > time.Second+5*time.Second { // a second, and a loaded machine
-		t.Errorf("the stream ended %s after its certificate", late)
+	var all sync.WaitGroup
+	open := func(name, protocol, target string, node *running) (*http.Transport, *http.Request) {
+		tr := &http.Transport{ForceAttemptHTTP2: protocol == "h2", TLSClientConfig: &tls.Config{
+			RootCAs: c.roots(), Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, NextProtos: []string{protocol},
+		}}
+		t.Cleanup(tr.CloseIdleConnections)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, node.url()+target, nil)
+		must(t, err)
+		req.Header.Set("Accept", "text/event-stream, application/json")
+		all.Go(func() {
+			resp, err := (&http.Client{Transport: tr}).Do(req)
+			if err == nil {
+				_, _ = io.Copy(io.Discard, resp.Body)
+				_ = resp.Body.Close()
+			}
+			late := time.Since(cert.Leaf.NotAfter)
+			if late < -time.Second || late > time.Second+5*time.Second { // a second, and a loaded machine
+				t.Errorf("%s ended %s after its certificate: %v", name, late, err)
+			}
+		})
+		return tr, req
 	}
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		open(protocol+" events", protocol, "/v1/events", follower)
+		open(protocol+" blocking read at the leader", protocol, blocking, leader)
+		open(protocol+" blocking read at a follower", protocol, blocking, follower)
+	}
+	for name, text := range map[string]string{
+		"an idle connection": "GET /v1/whoami?stale=true HTTP/1.1\r\nHost: x\r\n\r\n",
+		"an upload":          "POST /v1/requests HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{",
+	} {
+		conn, err := tls.Dial("tcp", strings.TrimPrefix(follower.url(), "https://"), &tls.Config{
+			RootCAs: c.roots(), Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13,
+		})
+		must(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+		_, err = io.WriteString(conn, text)
+		must(t, err)
+		all.Go(func() {
+			_, _ = io.Copy(io.Discard, conn)
+			if late := time.Since(cert.Leaf.NotAfter); late < -time.Second || late > time.Second+4*time.Second {
+				t.Errorf("%s ended %s after its certificate", name, late)
+			}
+		})
+	}
+	tr, req := open("the feed", "h2", "/v1/revocations", follower)
+	// A node that does not cut its callers has the leader wait no longer, either.
+	status, _ := c.asserted(t, follower, leader, cert, "GET", blocking, "")
+	if late := time.Since(cert.Leaf.NotAfter); status != http.StatusOK || late > 6*time.Second {
+		t.Errorf("a blocking read in her name ended %s after her certificate: %d", late, status)
+	}
+	all.Wait()
+	cl := &http.Client{Transport: tr}
 	if resp, err := cl.Do(req); err == nil {
 		_ = resp.Body.Close()
 		if resp.StatusCode != http.StatusUnauthorized { // on a connection that is about to be cut

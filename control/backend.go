@@ -225,10 +225,10 @@ func notFound(what, id string) error {
 	return api.NewProblem(api.CodeNotFound, fmt.Sprintf("no %s %s that you may see", what, clip(id, 64)), "check the id, and who you are: GET /v1/whoami")
 }
 
-// waiting is ctx for a read that blocks for d at most, and not while the node
-// stops.
-func (n *node) waiting(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(ctx, min(d, api.MaxWait))
+// waiting is ctx for a read that blocks for d at most, not beyond the caller's
+// certificate, whoever forwards the call, and not while the node stops.
+func (n *node) waiting(ctx context.Context, call api.Call, d time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, min(d, api.MaxWait, call.Caller.NotAfter.Sub(n.now())))
 	stop := context.AfterFunc(n.stopping, cancel)
 	return ctx, func() {
 		stop()

@@ -35,7 +35,7 @@ func (b backend) LastEvent(context.Context, api.Call) (last uint64, err error) {
 
 // Events implements api.StreamBackend.
 func (b backend) Events(ctx context.Context, call api.Call, after uint64, wait time.Duration) (events []api.Event, last uint64, err error) {
-	ctx, cancel := b.waiting(ctx, wait)
+	ctx, cancel := b.waiting(ctx, call, wait)
 	defer cancel()
 	last = after
 	for {

@@ -244,7 +244,7 @@ func (b backend) Request(ctx context.Context, call api.Call, id string, wait api
 	if err := b.view(ctx, call, look); err != nil || wait.For == 0 {
 		return out, index, err
 	}
-	waiting, cancel := b.waiting(ctx, wait.For)
+	waiting, cancel := b.waiting(ctx, call, wait.For)
 	defer cancel()
 	for index <= wait.Index {
 		if seen, err = b.store.Wait(waiting, seen); err != nil {
