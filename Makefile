@@ -12,9 +12,11 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 20s
 ONLY    ?=
+HOURS   ?= $(if $(SEED),,50)
+SEED    ?=
 TESTFLAGS ?=
 
-.PHONY: help build demo dev test test-all deps lint fmt fuzz mutants bench up down destroy test-compose image clean FORCE
+.PHONY: help build demo dev test test-all deps lint fmt fuzz mutants sim bench up down destroy test-compose image clean FORCE
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +60,13 @@ fuzz: ## each fuzz target for FUZZTIME (default 20s)
 
 mutants: ## take the guard of each invariant away: the test of that name must fail
 	@$(GO) run ./internal/mutants
+
+# Files of simulated nodes go to memory where there is some: nothing about them is measured.
+sim: ## the control plane under faults in simulated time, HOURS=50 of it, or one SEED= alone
+	@dir=$$(mktemp -d -p /dev/shm 2>/dev/null || mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	$(GO) test -c -o "$$dir/sim.test" ./internal/sim && cd internal/sim && \
+	TMPDIR="$$dir" GOGC=$${GOGC:-800} HALLPASS_SIM_HOURS=$(HOURS) HALLPASS_SIM_SEED=$(SEED) \
+	"$$dir/sim.test" -test.run '^TestSimulation$$' -test.timeout 60m
 
 bench: build ## the figures of docs/benchmarks.md, one "name value unit" a line (ONLY=proxy|control|scope)
 	@ONLY=$(ONLY) $(GO) run ./bench
