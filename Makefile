@@ -69,6 +69,7 @@ sim: ## the control plane under faults in simulated time, HOURS=50 of it, or one
 	"$$dir/sim.test" -test.run '^TestSimulation$$' -test.timeout 60m
 
 bench: build ## the figures of docs/benchmarks.md, one "name value unit" a line (ONLY=proxy|control|scope)
+	@ONLY=$(ONLY) bench/setup
 	@ONLY=$(ONLY) $(GO) run ./bench
 
 image: build ## the container images that compose uses, made here: nothing is pulled

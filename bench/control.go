@@ -63,6 +63,9 @@ func benchControl(ctx context.Context, r *report) error {
 		}
 		defer (*client).Close()
 	}
+	if err := benchWrites(ctx, r, stage); err != nil {
+		return err
+	}
 	for _, figure := range []func(context.Context) error{c.approveToCertificate, c.revokeToCut, c.expiryToCut, c.failover} {
 		if err := figure(ctx); err != nil {
 			return err

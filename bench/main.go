@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"debug/buildinfo"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -46,6 +48,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.SetOutput(stderr)
 	only := flags.String("only", os.Getenv("ONLY"), "one suite: scope, control or proxy")
 	binary := flags.String("hallpass", "bin/hallpass", "the binary to measure")
+	peers := flags.String("peers", ".bin/peers", "folder of the peers that bench/setup builds")
 	pairs := flags.Int("pairs", 5, "turns that ours and theirs take")
 	limit := flags.Duration("limit", 20*time.Minute, "give up after this long")
 	if err := flags.Parse(args); err != nil {
@@ -67,7 +70,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		if *only != "" && s.name != *only {
 			continue
 		}
-		r := &report{out: stdout, log: stderr, dir: dir, binary: *binary, pairs: *pairs}
+		r := &report{out: stdout, log: stderr, dir: dir, binary: *binary, peers: *peers, pairs: *pairs}
 		if err := s.run(ctx, r); err != nil {
 			failed = append(failed, fmt.Errorf("%s: %w", s.name, err))
 		}
@@ -80,6 +83,7 @@ type report struct {
 	out, log io.Writer
 	dir      string // scratch, removed at the end
 	binary   string
+	peers    string // folder of the peers that bench/setup built
 	pairs    int
 }
 
@@ -98,6 +102,18 @@ func (r *report) missing(names ...string) {
 // note tells the person who runs this something about the run.
 func (r *report) note(format string, args ...any) {
 	fmt.Fprintf(r.log, "bench: "+format+"\n", args...)
+}
+
+// peer finds a program that bench/setup built, and says which version it is.
+func (r *report) peer(name string) (path string, ok bool) {
+	path = filepath.Join(r.peers, name)
+	info, err := buildinfo.ReadFile(path)
+	if err != nil {
+		r.note("%s is not here: bench/setup builds it", name)
+		return "", false
+	}
+	r.note("%s is %s %s, built with %s", name, info.Main.Path, info.Main.Version, info.GoVersion)
+	return path, true
 }
 
 // significant writes three significant digits without an exponent.

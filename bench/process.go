@@ -71,6 +71,18 @@ func (p *process) cpu() (time.Duration, error) {
 	return total, nil
 }
 
+// cpuOfPIDs returns what processes without children have used so far.
+func cpuOfPIDs(pids []int) (total time.Duration, err error) {
+	for _, pid := range pids {
+		used, err := cpuOf(pid)
+		if err != nil {
+			return 0, err
+		}
+		total += used
+	}
+	return total, nil
+}
+
 func cpuOf(pid int) (time.Duration, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

@@ -57,6 +57,7 @@ var (
 type place struct {
 	dir      string
 	binary   string
+	logStore string            // of the nodes; empty: their default
 	api      map[string]string // node → host:port
 	raft     map[string]string
 	admin    map[string]string
@@ -66,9 +67,9 @@ type place struct {
 }
 
 // newPlace picks free loopback ports and writes the configuration files.
-func newPlace(dir, binary string) (*place, error) {
+func newPlace(dir, binary, logStore string) (*place, error) {
 	p := &place{
-		dir: dir, binary: binary,
+		dir: dir, binary: binary, logStore: logStore,
 		api: make(map[string]string), raft: make(map[string]string), admin: make(map[string]string),
 	}
 	ports, err := freeAddresses(3*len(nodes) + 3)
@@ -112,14 +113,18 @@ func (p *place) ProxyAddress() string { return p.proxy }
 func (p *place) Identity(name string) string { return p.path("people", name) }
 
 func (p *place) serverConfig(node string) string {
+	logStore := ""
+	if p.logStore != "" {
+		logStore = "log_store: " + p.logStore + "\n"
+	}
 	return fmt.Sprintf(`node: %s
 data_dir: %s
 keys_dir: %s
 manifest: %s
 listen: {api: %q, raft: %q, admin: %q}
 dev: true
-`, node, p.path(node, "data"), p.path(node, "keys"), p.path("offline", "manifest.json"),
-		p.api[node], p.raft[node], p.admin[node])
+%s`, node, p.path(node, "data"), p.path(node, "keys"), p.path("offline", "manifest.json"),
+		p.api[node], p.raft[node], p.admin[node], logStore)
 }
 
 func (p *place) proxyConfig() string {

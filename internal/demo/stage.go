@@ -13,7 +13,9 @@ import (
 type Options struct {
 	Binary string // path of the hallpass binary
 	Out    io.Writer
-	Dir    string // where to put everything; empty: a temporary folder, removed at the end
+	// LogStore is the nodes' log_store; empty: their default.
+	LogStore string
+	Dir      string // where to put everything; empty: a temporary folder, removed at the end
 }
 
 // Stage is a cluster with its people, a proxy and an upstream, each part a
@@ -44,7 +46,7 @@ func NewStage(o Options) (*Stage, error) {
 	} else if err = os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("the folder must not exist yet, nothing in it would be safe: %w", err)
 	}
-	p, err := newPlace(dir, binary)
+	p, err := newPlace(dir, binary, o.LogStore)
 	if err != nil {
 		cleanup()
 		return nil, err
@@ -52,17 +54,24 @@ func NewStage(o Options) (*Stage, error) {
 	return &Stage{place: p, out: o.Out, nodes: make(map[string]*process), cleanup: cleanup}, nil
 }
 
-// Start brings up the control nodes, issues the proxy its identity through
-// them, and starts the proxy and the upstream.
-func (s *Stage) Start(ctx context.Context) error {
+// StartControl brings up the control nodes alone.
+func (s *Stage) StartControl(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 45*time.Second)
 	defer cancel()
 	if err := s.found(ctx); err != nil {
 		return err
 	}
-	if err := s.StartNodes(ctx, nodes[:]...); err != nil {
+	return s.StartNodes(ctx, nodes[:]...)
+}
+
+// Start brings up the control nodes, issues the proxy its identity through
+// them, and starts the proxy and the upstream.
+func (s *Stage) Start(ctx context.Context) error {
+	if err := s.StartControl(ctx); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, 45*time.Second)
+	defer cancel()
 	if _, err := s.must(ctx, "bob", "identity", "issue", "service/"+service,
 		"--dns", "localhost", "--ip", "127.0.0.1", "--out", s.Identity(service)); err != nil {
 		return err
@@ -95,6 +104,17 @@ func (s *Stage) StartNodes(ctx context.Context, names ...string) error {
 		}
 	}
 	return nil
+}
+
+// PIDs are the process ids of the control nodes.
+func (s *Stage) PIDs() []int {
+	pids := make([]int, 0, len(nodes))
+	for _, n := range nodes {
+		if pr := s.nodes[n]; pr != nil {
+			pids = append(pids, pr.cmd.Process.Pid)
+		}
+	}
+	return pids
 }
 
 // KillNode ends a control node with SIGKILL.
