@@ -63,12 +63,21 @@ func benchControl(ctx context.Context, r *report) error {
 		}
 		defer (*client).Close()
 	}
-	if err := benchWrites(ctx, r, stage); err != nil {
-		return err
-	}
-	for _, figure := range []func(context.Context) error{c.approveToCertificate, c.revokeToCut, c.expiryToCut, c.failover} {
-		if err := figure(ctx); err != nil {
-			return err
+	for _, part := range []struct {
+		name string
+		run  func(context.Context) error
+	}{
+		{"writes", c.writes},
+		{"approve", c.approveToCertificate},
+		{"revoke", c.revokeToCut},
+		{"expiry", c.expiryToCut},
+		{"failover", c.failover},
+	} {
+		if r.part != "" && r.part != part.name {
+			continue
+		}
+		if err := part.run(ctx); err != nil {
+			return fmt.Errorf("%s: %w", part.name, err)
 		}
 	}
 	return nil

@@ -47,6 +47,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	only := flags.String("only", os.Getenv("ONLY"), "one suite: scope, control or proxy")
+	part := flags.String("part", "", "one part of the control suite: writes, approve, revoke, expiry or failover")
 	binary := flags.String("hallpass", "bin/hallpass", "the binary to measure")
 	peers := flags.String("peers", ".bin/peers", "folder of the peers that bench/setup builds")
 	pairs := flags.Int("pairs", 5, "turns that ours and theirs take")
@@ -70,7 +71,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		if *only != "" && s.name != *only {
 			continue
 		}
-		r := &report{out: stdout, log: stderr, dir: dir, binary: *binary, peers: *peers, pairs: *pairs}
+		r := &report{out: stdout, log: stderr, dir: dir, binary: *binary, part: *part, peers: *peers, pairs: *pairs}
 		if err := s.run(ctx, r); err != nil {
 			failed = append(failed, fmt.Errorf("%s: %w", s.name, err))
 		}
@@ -83,6 +84,7 @@ type report struct {
 	out, log io.Writer
 	dir      string // scratch, removed at the end
 	binary   string
+	part     string // of a suite; empty: all
 	peers    string // folder of the peers that bench/setup built
 	pairs    int
 }

@@ -34,11 +34,12 @@ type contestant struct {
 	cpu     func() (time.Duration, error)
 }
 
-// benchWrites compares committed writes: a request for access, or its
-// withdrawal, over our API, and a put of as many bytes as the two replicate on
-// average, over etcd's. Three nodes each, on one disk, mutual TLS everywhere,
-// and each writer goes round the nodes.
-func benchWrites(ctx context.Context, r *report, stage *demo.Stage) error {
+// writes compares committed writes: a request for access, or its withdrawal,
+// over our API, and a put of as many bytes as the two replicate on average, over
+// etcd's. Three nodes each, on one disk, mutual TLS everywhere, and each writer
+// goes round the nodes.
+func (c *control) writes(ctx context.Context) error {
+	r := c.r
 	payload, err := requestBytes()
 	if err != nil {
 		return err
@@ -55,7 +56,7 @@ func benchWrites(ctx context.Context, r *report, stage *demo.Stage) error {
 	for _, ours := range []struct {
 		name  string
 		stage *demo.Stage
-	}{{"", stage}, {".wal", walStage}} {
+	}{{"", c.Stage}, {".wal", walStage}} {
 		name, s := ours.name, ours.stage
 		confs, err := callers(s)
 		if err != nil {
