@@ -246,8 +246,8 @@ func (n *node) peerServer(serving context.Context) *http.Server {
 // checks itself.
 func (n *node) serveForwarded(w http.ResponseWriter, r *http.Request) {
 	via, _ := r.Context().Value(viaKey).(string)
-	chain, err := parseChain(r.Header[headerChain])
-	if via == "" || err != nil {
+	who, err := n.forwardedCaller(r.Header[headerChain])
+	if via == "" || errors.Is(err, errNoCaller) {
 		n.handler.Problem(w, r, api.NewProblem(api.CodeUnauthorized, "the forwarded call names no caller", ""))
 		return
 	}
@@ -256,7 +256,6 @@ func (n *node) serveForwarded(w http.ResponseWriter, r *http.Request) {
 		n.handler.Problem(w, r, err)
 		return
 	}
-	who, err := n.verifier.verify(chain)
 	if err != nil {
 		n.log.LogAttrs(r.Context(), slog.LevelWarn, "forwarded caller refused",
 			slog.String("via", via), slog.String("error", clip(err.Error(), 512)))
@@ -270,11 +269,11 @@ func (n *node) serveForwarded(w http.ResponseWriter, r *http.Request) {
 	n.handler.ServeHTTP(w, r.WithContext(api.WithCaller(ctx, who.api())))
 }
 
-func parseChain(header []string) ([]*x509.Certificate, error) {
-	if len(header) != 1 || len(header[0]) > maxChainHeader {
-		return nil, errors.New("no chain, more than one, or one that is too long")
+func parseChain(header string) ([]*x509.Certificate, error) {
+	if len(header) > maxChainHeader {
+		return nil, errors.New("a chain that is too long")
 	}
-	der, err := base64.StdEncoding.Strict().DecodeString(header[0])
+	der, err := base64.StdEncoding.Strict().DecodeString(header)
 	if err != nil {
 		return nil, err
 	}

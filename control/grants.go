@@ -83,7 +83,7 @@ func (b backend) Grants(ctx context.Context, call api.Call, f api.Filter) (out a
 // returns its grant.
 func (b backend) RevokeGrant(ctx context.Context, call api.Call, id string, in api.RevokeInput) (out api.Grant, err error) {
 	var g approval.Grant
-	if err := b.view(ctx, call, func(s approval.State) (err error) {
+	if err := b.look(ctx, call, func(s approval.State) (err error) {
 		g, err = visibleGrant(s, call.Caller.ID, id)
 		return err
 	}); err != nil {
@@ -135,7 +135,7 @@ func (b backend) DenyIssuer(ctx context.Context, call api.Call, id string, in ap
 // proposeAsAdmin proposes what only admins may. A replayed answer goes only to
 // one who still is an admin.
 func (b backend) proposeAsAdmin(ctx context.Context, call api.Call, body approval.Body) (approval.Result, error) {
-	err := b.view(ctx, call, func(s approval.State) error {
+	err := b.look(ctx, call, func(s approval.State) error {
 		if !s.IsAdmin(call.Caller.ID) {
 			return api.NewProblem(api.CodeDenied, "only an admin may do this", "ask one of the group "+approval.AdminGroup)
 		}

@@ -61,7 +61,7 @@ func (b backend) GrantCertificate(ctx context.Context, call api.Call, id string,
 // mintable reads a grant that certificates may be minted for, as a courtesy:
 // Apply checks again.
 func (b backend) mintable(ctx context.Context, call api.Call, id string) (g approval.Grant, err error) {
-	err = b.view(ctx, call, func(s approval.State) error {
+	err = b.look(ctx, call, func(s approval.State) error {
 		if g, err = visibleGrant(s, call.Caller.ID, id); err != nil {
 			return err
 		}
@@ -98,7 +98,7 @@ func (b backend) IssueIdentity(ctx context.Context, call api.Call, in api.Identi
 	if spec.TTL == 0 {
 		spec.TTL = defaultIdentityTTL
 	}
-	if err := b.view(ctx, call, func(s approval.State) error {
+	if err := b.look(ctx, call, func(s approval.State) error {
 		if !s.IsAdmin(call.Caller.ID) {
 			return api.NewProblem(api.CodeDenied, "only an admin has identities issued", "ask one of the group "+approval.AdminGroup)
 		}

@@ -156,17 +156,17 @@ func (b backend) CreateRequest(ctx context.Context, call api.Call, in api.Reques
 	var res approval.Result
 	err = rebuilt(func() error {
 		var c approval.Cluster
-		var o policy.Outcome
-		if err := b.view(ctx, call, func(s approval.State) (err error) {
-			o, c, err = b.decide(s, call.Caller.ID, a)
-			return err
-		}); err != nil {
-			return err
-		}
-		if !o.Allowed {
+		if err := b.look(ctx, call, func(s approval.State) error {
+			var o policy.Outcome
+			var err error
+			if o, c, err = b.decide(s, call.Caller.ID, a); err != nil || o.Allowed {
+				return err
+			}
 			// Refused before the commit: whoever asks for what no rule gives must
 			// not make the log grow.
 			return api.NewProblem(api.CodeDenied, o.Reason, "see which rule would decide: ask the same with dry_run (hallpass request create --dry-run)")
+		}); err != nil {
+			return err
 		}
 		res, err = b.propose(ctx, call, approval.CreateRequest{
 			ID: id.String(), Subject: a.subject.String(), Service: in.Service, Permissions: a.scope.Texts(),
@@ -301,7 +301,7 @@ func (b backend) DecideRequest(ctx context.Context, call api.Call, id string, in
 	err = rebuilt(func() error {
 		var r approval.Request
 		var c approval.Cluster
-		if err := b.view(ctx, call, func(s approval.State) error {
+		if err := b.look(ctx, call, func(s approval.State) error {
 			var err error
 			if r, err = visibleRequest(s, call.Caller.ID, id); err != nil {
 				return err
@@ -336,7 +336,7 @@ func (b backend) DecideRequest(ctx context.Context, call api.Call, id string, in
 
 // CancelRequest implements api.RequestBackend.
 func (b backend) CancelRequest(ctx context.Context, call api.Call, id string) (out api.Request, err error) {
-	if err := b.view(ctx, call, func(s approval.State) error {
+	if err := b.look(ctx, call, func(s approval.State) error {
 		_, err := visibleRequest(s, call.Caller.ID, id)
 		return err
 	}); err != nil {

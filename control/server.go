@@ -47,6 +47,7 @@ type node struct {
 	clock    *clockWatch
 	heads    checkpoints
 	minted   mintCache
+	callers  callerCache
 	refusals rationed
 
 	// stopping ends when the node is told to stop: streams and blocking reads
