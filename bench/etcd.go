@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -120,18 +119,14 @@ func (p *puts) write(ctx context.Context, lane int) error {
 	value := make([]byte, max(p.payload-len(key), 0))
 	message := appendField(appendField(nil, 1, key), 2, value)
 	frame := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message))), message...)
-	resp, _, err := p.post(ctx, lane, "/etcdserverpb.KV/Put", http.Header{
+	answer, _, err := p.post(ctx, lane, "/etcdserverpb.KV/Put", http.Header{
 		"Content-Type": {"application/grpc"}, "Te": {"trailers"},
 	}, frame)
 	if err != nil {
 		return err
 	}
-	status := resp.Trailer.Get("Grpc-Status")
-	if status == "" {
-		status = resp.Header.Get("Grpc-Status")
-	}
-	if status != "0" {
-		return errors.New("etcd: put: status " + status + " " + resp.Trailer.Get("Grpc-Message") + resp.Header.Get("Grpc-Message"))
+	if status := answer.Get("Grpc-Status"); status != "0" {
+		return fmt.Errorf("etcd: put: status %s: %s", status, answer.Get("Grpc-Message"))
 	}
 	return nil
 }

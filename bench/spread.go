@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -44,8 +45,9 @@ func (s *spread) close() {
 	}
 }
 
-// post sends one call and returns its answer, with the trailers read.
-func (s *spread) post(ctx context.Context, lane int, path string, header http.Header, body []byte) (*http.Response, []byte, error) {
+// post sends one call and returns its answer: the headers, with those behind the
+// body among them, and the body.
+func (s *spread) post(ctx context.Context, lane int, path string, header http.Header, body []byte) (http.Header, []byte, error) {
 	node := s.nodes[s.turns[lane].Add(1)%uint32(len(s.nodes))]
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, node+path, bytes.NewReader(body))
 	if err != nil {
@@ -63,7 +65,8 @@ func (s *spread) post(ctx context.Context, lane int, path string, header http.He
 	if resp.StatusCode >= http.StatusMultipleChoices {
 		return nil, nil, fmt.Errorf("POST %s%s: %s: %s", node, path, resp.Status, bytes.TrimSpace(answer))
 	}
-	return resp, answer, nil
+	maps.Copy(resp.Header, resp.Trailer)
+	return resp.Header, answer, nil
 }
 
 // repeat has lanes call one after the other for d. A call that fails is not
