@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -334,65 +333,6 @@ func TestConnectorRenews(t *testing.T) {
 	}
 	if f := fetched.Load(); f < 2 || f > 8 {
 		t.Errorf("%d certificates fetched for %d requests", f, n)
-	}
-}
-
-// TestRenewingSource is over the moments of a certificate's life.
-func TestRenewingSource(t *testing.T) {
-	p := newPKI(t)
-	var clk clock
-	var fetched int
-	fail := false
-	s := NewRenewingSource(func(context.Context) (*tls.Certificate, error) {
-		fetched++
-		if fail {
-			return nil, errors.New("no quorum")
-		}
-		c := p.mint(leafSpec{uris: []string{alice}, issuer: p.idIssuer, notBefore: clk.now().Add(-time.Minute), notAfter: clk.now().Add(time.Hour)})
-		return &c, nil
-	}, clk.now)
-	get := func() string {
-		c, err := s.Certificate(t.Context())
-		if err != nil {
-			return err.Error()
-		}
-		return fmt.Sprint(c.Leaf.SerialNumber)
-	}
-	first := get()
-	clk.moveOn(25 * time.Minute)
-	if get() != first || fetched != 1 {
-		t.Errorf("renewed before half of its life: %d", fetched)
-	}
-	clk.moveOn(10 * time.Minute)
-	fail = true
-	if again := get(); again != first || get() != again || fetched != 2 {
-		t.Errorf("a failed renewal: %d fetches", fetched)
-	}
-	fail = false
-	clk.moveOn(time.Minute)
-	second := get()
-	if second == first || fetched != 3 {
-		t.Errorf("not renewed: %d", fetched)
-	}
-	fail = true
-	clk.moveOn(2 * time.Hour)
-	if got := get(); !strings.Contains(got, "no quorum") {
-		t.Errorf("an expired certificate: %s", got)
-	}
-	fail = false
-	if get() == second {
-		t.Error("an expired certificate was given out")
-	}
-	for _, bad := range []func(context.Context) (*tls.Certificate, error){
-		func(context.Context) (*tls.Certificate, error) { return nil, nil }, //nolint:nilnil // a source that breaks its word
-		func(context.Context) (*tls.Certificate, error) {
-			return &tls.Certificate{Certificate: [][]byte{{1}}}, nil
-		},
-		func(context.Context) (*tls.Certificate, error) { c := p.grant(-time.Hour, "tcp"); return &c, nil },
-	} {
-		if c, err := NewRenewingSource(bad, nil).Certificate(t.Context()); err == nil {
-			t.Errorf("%v was given out", c)
-		}
 	}
 }
 

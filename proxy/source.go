@@ -19,14 +19,17 @@ type CertSource interface {
 }
 
 // RenewingSource is a CertSource that fetches its certificate anew at half of
-// its life. A renewal that fails is tried again while the old one lives.
+// its life. Nobody waits for that: the old one serves until the new one is there,
+// and one that cannot be fetched is tried again while the old one lives.
 type RenewingSource struct {
 	fetch func(context.Context) (*tls.Certificate, error)
 	now   func() time.Time
 	cur   atomic.Pointer[held]
 
-	mu      sync.Mutex // held through a fetch; owns what follows
+	mu      sync.Mutex // owns what follows
+	fetches *fetching  // under way, else nil
 	retryAt time.Time
+	lastErr error // of the last fetch
 }
 
 type held struct {
@@ -34,9 +37,20 @@ type held struct {
 	renew time.Time
 }
 
-const renewRetry = 2 * time.Second
+// fetching is one fetch, and whoever waits for it.
+type fetching struct {
+	done chan struct{} // closed when what follows is written
+	cert *tls.Certificate
+	err  error
+}
 
-// NewRenewingSource makes a source of what fetch returns. A nil now is time.Now.
+const (
+	renewRetry   = 2 * time.Second
+	renewTimeout = 30 * time.Second
+)
+
+// NewRenewingSource makes a source of what fetch returns, which has to end with
+// its context. A nil now is time.Now.
 func NewRenewingSource(fetch func(context.Context) (*tls.Certificate, error), now func() time.Time) *RenewingSource {
 	if now == nil {
 		now = time.Now
@@ -44,37 +58,61 @@ func NewRenewingSource(fetch func(context.Context) (*tls.Certificate, error), no
 	return &RenewingSource{fetch: fetch, now: now}
 }
 
-// Certificate returns the current certificate; in the second half of its life it
-// tries to renew it first.
+// Certificate returns the current certificate, and sees to the next one when
+// half of its life is over. It waits only where there is none that is valid.
 func (s *RenewingSource) Certificate(ctx context.Context) (*tls.Certificate, error) {
 	now := wall(s.now)
 	h := s.cur.Load()
 	if h != nil && now.Before(h.renew) {
 		return h.cert, nil
 	}
-	valid := h != nil && now.Before(h.cert.Leaf.NotAfter)
-	if !valid {
-		s.mu.Lock()
-	} else if !s.mu.TryLock() {
-		return h.cert, nil // someone is at it
-	}
-	defer s.mu.Unlock()
-	if newer := s.cur.Load(); newer != h && newer != nil && now.Before(newer.renew) {
-		return newer.cert, nil
-	}
-	if valid && now.Before(s.retryAt) {
-		return h.cert, nil
-	}
-	cert, err := s.renew(ctx)
+	f, err := s.next(ctx, now)
 	switch {
-	case err == nil:
-		return cert, nil
-	case valid:
-		s.retryAt = now.Add(renewRetry)
+	case h != nil && now.Before(h.cert.Leaf.NotAfter):
 		return h.cert, nil
-	default:
+	case err != nil:
 		return nil, err
 	}
+	select {
+	case <-f.done:
+		return f.cert, f.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// next is the fetch under way, begun if there is none, or the error of the last
+// one for a while.
+func (s *RenewingSource) next(ctx context.Context, now time.Time) (*fetching, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h := s.cur.Load(); h != nil && now.Before(h.renew) { // it came in the meantime
+		f := &fetching{done: make(chan struct{}), cert: h.cert}
+		close(f.done)
+		return f, nil
+	}
+	switch {
+	case s.fetches != nil:
+		return s.fetches, nil
+	case now.Before(s.retryAt):
+		return nil, s.lastErr
+	}
+	f := &fetching{done: make(chan struct{})}
+	s.fetches = f
+	// It is for all who wait, so it does not end with the one who happened to be first.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), renewTimeout)
+	go func() {
+		defer cancel()
+		f.cert, f.err = s.renew(ctx)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.fetches, s.lastErr, s.retryAt = nil, f.err, time.Time{}
+		if f.err != nil {
+			s.retryAt = wall(s.now).Add(renewRetry)
+		}
+		close(f.done)
+	}()
+	return f, nil
 }
 
 func (s *RenewingSource) renew(ctx context.Context) (*tls.Certificate, error) {
@@ -103,13 +141,15 @@ func (s *RenewingSource) renew(ctx context.Context) (*tls.Certificate, error) {
 	return cert, nil
 }
 
-// Run renews in time even while nobody dials, until ctx ends.
+// Run renews in time even while nobody dials, until ctx ends. What has expired
+// is fetched anew when it is asked for, and no sooner: its grant may have ended.
 func (s *RenewingSource) Run(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		if h := s.cur.Load(); h != nil && !wall(s.now).Before(h.renew) {
-			_, _ = s.Certificate(ctx) // tried again at the next tick; who dials gets the error
+		now := wall(s.now)
+		if h := s.cur.Load(); h != nil && !now.Before(h.renew) && now.Before(h.cert.Leaf.NotAfter) {
+			_, _ = s.next(ctx, now) // tried again at a later tick; who dials too late gets the error
 		}
 		select {
 		case <-ctx.Done():
