@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -62,13 +63,17 @@ type Connector struct {
 	now           func() time.Time
 	tracer        trace.Tracer         // nil: nothing is traced
 	peer          []attribute.KeyValue // of every span
+	silence       time.Duration        // of a proxy, after which it is asked whether it is there
 
 	mu   sync.Mutex // owns what follows
 	cred *credential
 	pool *pool
 }
 
-const connectTimeout = 10 * time.Second
+const (
+	connectTimeout = 10 * time.Second
+	acceptWait     = 5 * time.Millisecond // doubled each time
+)
 
 // NewConnector checks the configuration. It dials nothing yet.
 func NewConnector(cfg ConnectorConfig) (*Connector, error) {
@@ -89,6 +94,7 @@ func NewConnector(cfg ConnectorConfig) (*Connector, error) {
 	c := &Connector{
 		service: cfg.Service, address: cfg.Address, host: cfg.Host, want: want, bundle: cfg.Bundle, source: cfg.Source,
 		tcp: cfg.TCP, log: cfg.Logger, now: cfg.Now, peer: peerAttributes(cfg.Address),
+		silence: 10 * time.Second,
 	}
 	if cfg.TracerProvider != nil {
 		c.tracer = cfg.TracerProvider.Tracer(scopeName)
@@ -125,31 +131,29 @@ func (c *Connector) Dial(ctx context.Context, protocols ...string) (*tls.Conn, e
 }
 
 func (c *Connector) dialWith(ctx context.Context, cred *credential, protocols []string) (*tls.Conn, error) {
-	d := tls.Dialer{
-		NetDialer: &net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second},
-		Config: &tls.Config{
-			MinVersion: tls.VersionTLS13,
-			NextProtos: protocols,
-			ServerName: c.host,
-			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-				return cred.cert, nil
-			},
-			InsecureSkipVerify:     true, //nolint:gosec // the name in the certificate is a SPIFFE ID, checked below
-			SessionTicketsDisabled: true,
-			// Runs before our certificate is shown, so that a proxy that is not the
-			// service's does not even learn of the grant.
-			VerifyConnection: func(cs tls.ConnectionState) error { return c.verify(cs.PeerCertificates) },
-		},
-	}
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	conn, err := d.DialContext(ctx, "tcp", c.address)
+	// A connection that carries nothing must end as well when the proxy is gone.
+	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: c.silence, Interval: c.silence / 2, Count: 3}}
+	raw, err := d.DialContext(ctx, "tcp", c.address)
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", c.address, err)
 	}
-	t, ok := conn.(*tls.Conn)
-	if !ok {
-		return nil, errors.Join(errors.New("dial: no TLS connection"), conn.Close())
+	t := tls.Client(&socket{Conn: raw}, &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		NextProtos: protocols,
+		ServerName: c.host,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return cred.cert, nil
+		},
+		InsecureSkipVerify:     true, //nolint:gosec // the name in the certificate is a SPIFFE ID, checked below
+		SessionTicketsDisabled: true,
+		// Runs before our certificate is shown, so that a proxy that is not the
+		// service's does not even learn of the grant.
+		VerifyConnection: func(cs tls.ConnectionState) error { return c.verify(cs.PeerCertificates) },
+	})
+	if err := t.HandshakeContext(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("dial %s: %w", c.address, err), ignoreClosed(raw.Close()))
 	}
 	return t, nil
 }
@@ -170,23 +174,34 @@ func (c *Connector) verify(chain []*x509.Certificate) error {
 
 // serveTCP carries each local connection in one of its own.
 func (c *Connector) serveTCP(ctx context.Context, ln net.Listener) error {
-	stop := context.AfterFunc(ctx, func() { _ = ln.Close() }) // ends Accept
+	_, overTCP := ln.Addr().(*net.TCPAddr)
+	running, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(running, func() { _ = ln.Close() }) // ends Accept
 	defer stop()
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	defer cancel()
+	wait := acceptWait
 	for {
 		local, err := ln.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return errors.Join(err, ignoreClosed(ln.Close()))
+		var te interface{ Temporary() bool }
+		switch {
+		case err == nil:
+			wait = acceptWait
+			wg.Go(func() { c.carry(running, local, overTCP) })
+		case ctx.Err() != nil:
+			return nil
+		case errors.As(err, &te) && te.Temporary(): // out of file descriptors: those that carry must not die of it
+			c.log.Warn("accept", slog.Any("error", err))
+			time.Sleep(wait)
+			wait = min(2*wait, time.Second)
+		default:
+			return err
 		}
-		wg.Go(func() { c.carry(ctx, local) })
 	}
 }
 
-func (c *Connector) carry(ctx context.Context, local net.Conn) {
+func (c *Connector) carry(ctx context.Context, local net.Conn, overTCP bool) {
 	defer func() { _ = local.Close() }() // both ends are done with it
 	ctx, span := c.carryingTCP(ctx)
 	var in, out atomic.Int64
@@ -212,7 +227,11 @@ func (c *Connector) carry(ctx context.Context, local net.Conn) {
 			breakOff(remote.NetConn())
 		}
 	}
-	wg.Go(func() { one(remote, local, &in) })
+	said := local
+	if overTCP {
+		said = &notForeign{Conn: local, foreign: func(r *http.Request) string { return c.foreign(r, true) }}
+	}
+	wg.Go(func() { one(remote, said, &in) })
 	one(local, remote, &out)
 	wg.Wait()
 	if why := broken.Load(); why != nil {
@@ -235,12 +254,17 @@ func (c *Connector) dialTCP(ctx context.Context, span *carrying) (*tls.Conn, err
 	return remote, nil
 }
 
-// pipe copies one direction and hands its end on as a half-close.
+// pipe copies one direction and hands its end on as a half-close. An end that
+// TLS did not say is none: whoever can cut the wire must not make half a download
+// look like a whole one.
 func pipe(to io.Writer, from io.Reader, n *atomic.Int64) error {
 	m, err := io.Copy(to, from)
 	n.Add(m)
-	if err != nil && !errors.Is(err, net.ErrClosed) {
+	switch {
+	case err != nil && !errors.Is(err, net.ErrClosed):
 		return err
+	case err == nil && truncated(from):
+		return errTruncated
 	}
 	if hc, ok := to.(halfCloser); ok {
 		_ = hc.CloseWrite() // the other side may be gone already

@@ -46,10 +46,20 @@ func (e *env) connect(cfg ConnectorConfig, listen string) string {
 	if err != nil {
 		e.t.Fatal(err)
 	}
+	return e.serveConnector(c, listen)
+}
+
+func (e *env) serveConnector(c *Connector, listen string) string {
+	e.t.Helper()
 	ln, err := ListenLocal(e.t.Context(), listen)
 	if err != nil {
 		e.t.Fatal(err)
 	}
+	e.runConnector(c, ln)
+	return ln.Addr().String()
+}
+
+func (e *env) runConnector(c *Connector, ln net.Listener) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- c.Serve(ctx, ln) }()
@@ -59,7 +69,6 @@ func (e *env) connect(cfg ConnectorConfig, listen string) string {
 			e.t.Errorf("connector: %v", err)
 		}
 	})
-	return ln.Addr().String()
 }
 
 func plainGet(t testing.TB, addr, path string, headers ...string) (answer, error) {

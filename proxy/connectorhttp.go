@@ -7,8 +7,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"go.opentelemetry.io/otel/propagation"
@@ -34,6 +36,9 @@ func (c *Connector) newPool(cred *credential) *pool {
 			MaxIdleConnsPerHost:   64,
 			IdleConnTimeout:       60 * time.Second,
 			ExpectContinueTimeout: time.Second,
+			// A proxy that falls silent, as one does when a laptop changes its network,
+			// is found out; the connection would hold up requests for a quarter of an hour.
+			HTTP2: &http.HTTP2Config{SendPingTimeout: c.silence, PingTimeout: c.silence / 2},
 		}
 	}
 	return &pool{cred: cred, h2: transport("h2", "http/1.1"), h1: transport("http/1.1")}
@@ -82,31 +87,85 @@ func (c *Connector) poolOf(cred *credential) *pool {
 	return c.pool
 }
 
-// serveHTTP is a reverse proxy for programs on this machine.
+// serveHTTP is a reverse proxy for programs on this machine. It returns when the
+// last request has ended.
 func (c *Connector) serveHTTP(ctx context.Context, ln net.Listener) error {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true) // gRPC clients without TLS, by prior knowledge
 	_, overTCP := ln.Addr().(*net.TCPAddr)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var requests tally
 	srv := &http.Server{
-		Handler:           c.handler(overTCP),
-		Protocols:         protocols,
-		ReadHeaderTimeout: 30 * time.Second,
-		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ErrorLog:          slog.NewLogLogger(c.log.Handler(), slog.LevelDebug),
+		Handler:                      requests.of(c.handler(overTCP)),
+		Protocols:                    protocols,
+		ReadHeaderTimeout:            30 * time.Second,
+		IdleTimeout:                  2 * time.Minute,
+		MaxHeaderBytes:               128 << 10,
+		DisableGeneralOptionsHandler: true, // OPTIONS * would be answered unseen
+		BaseContext:                  func(net.Listener) context.Context { return ctx },
+		ConnContext: func(ctx context.Context, local net.Conn) context.Context {
+			return context.WithValue(ctx, localKey{}, local)
+		},
+		ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelDebug),
 	}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() }) // ends Serve
 	defer stop()
 	err := srv.Serve(ln)
+	ended := ctx.Err() != nil
+	cancel()
+	requests.wait()
 	c.mu.Lock()
 	if c.pool != nil {
 		c.pool.retire()
 	}
 	c.mu.Unlock()
-	if errors.Is(err, http.ErrServerClosed) && ctx.Err() != nil {
+	if errors.Is(err, http.ErrServerClosed) && ended {
 		return nil
 	}
 	return err
+}
+
+type localKey struct{}
+
+// breakWith breaks a connection off when ctx ends: net/http closes none that has
+// switched protocols, and a program that neither reads nor writes would keep it.
+func breakWith(r *http.Request) (stop func() bool) {
+	local, ok := r.Context().Value(localKey{}).(net.Conn)
+	if !ok || r.Header["Upgrade"] == nil {
+		return func() bool { return true }
+	}
+	return context.AfterFunc(r.Context(), func() { breakOff(local) })
+}
+
+// tally counts the requests under way.
+type tally struct {
+	mu   sync.Mutex // owns over
+	over bool
+	wg   sync.WaitGroup
+}
+
+func (t *tally) of(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		t.mu.Lock()
+		if t.over {
+			t.mu.Unlock()
+			panic(http.ErrAbortHandler)
+		}
+		t.wg.Add(1)
+		t.mu.Unlock()
+		defer t.wg.Done()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// wait lets nothing more begin and waits for what has.
+func (t *tally) wait() {
+	t.mu.Lock()
+	t.over = true
+	t.mu.Unlock()
+	t.wg.Wait()
 }
 
 func (c *Connector) handler(overTCP bool) http.Handler {
@@ -126,26 +185,31 @@ func (c *Connector) handler(overTCP bool) http.Handler {
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			c.log.Error("request not carried", slog.Any("error", err))
 			_, detail := connectTrouble(err)
-			pr := newProblem(http.StatusBadGateway, "proxy_unreachable", detail, c.service)
-			h := w.Header()
-			h.Set("Content-Type", "application/problem+json")
-			w.WriteHeader(pr.Status)
-			_, _ = w.Write(pr.json()) // who asked may be gone
+			c.answer(w, newProblem(http.StatusBadGateway, "proxy_unreachable", detail, c.service))
 		},
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if why := c.foreign(r, overTCP); why != "" {
-			pr := newProblem(http.StatusForbidden, "foreign_origin", why, c.service)
-			w.Header().Set("Content-Type", "application/problem+json")
-			w.WriteHeader(pr.Status)
-			_, _ = w.Write(pr.json()) // who asked may be gone
+			c.answer(w, newProblem(http.StatusForbidden, "foreign_origin", why, c.service))
+			return
+		}
+		if strings.HasPrefix(r.RequestURI, "//") {
+			// net/url takes what follows for a host, and would ask for another path.
+			c.answer(w, newProblem(http.StatusBadRequest, "ambiguous_path", "the path begins with two slashes", c.service))
 			return
 		}
 		if c.tracer != nil {
 			r = r.WithContext(propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header)))
 		}
+		defer breakWith(r)()
 		rp.ServeHTTP(w, r)
 	})
+}
+
+func (c *Connector) answer(w http.ResponseWriter, pr problem) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(pr.Status)
+	_, _ = w.Write(pr.json()) // who asked may be gone
 }
 
 // connectTrouble says what went wrong, in one word for machines and in words that
@@ -186,14 +250,17 @@ func (c *Connector) foreign(r *http.Request, overTCP bool) string {
 	return ""
 }
 
+// ownHost says whether a Host is this machine's or the service's.
 func (c *Connector) ownHost(h string) bool {
-	name := h
-	if host, _, err := net.SplitHostPort(h); err == nil {
-		name = host
+	name, _, err := net.SplitHostPort(h)
+	if err != nil {
+		name = h
+		if inner, ok := strings.CutPrefix(h, "["); ok {
+			name = strings.TrimSuffix(inner, "]")
+		}
 	}
-	name = strings.Trim(name, "[]")
-	if ip := net.ParseIP(name); ip != nil {
-		return ip.IsLoopback()
+	if ip, err := netip.ParseAddr(name); err == nil {
+		return ip.IsLoopback() && ip.Zone() == ""
 	}
 	return strings.EqualFold(name, "localhost") || strings.EqualFold(name, c.host)
 }

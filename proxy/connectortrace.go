@@ -92,12 +92,25 @@ func (s *carrying) answered(res *http.Response) {
 	res.Body = &carriedBody{res.Body, s, res.ContentLength}
 }
 
-// failed ends the span of what was not carried, or not to its end.
+// failed ends the span of what was not carried.
 func (s *carrying) failed(err error) {
+	kind, detail := connectTrouble(err)
+	s.endBadly(kind, detail)
+}
+
+// broke ends the span of what was not carried to its end.
+func (s *carrying) broke(err error) {
+	if errors.Is(err, errForeignPage) {
+		s.endBadly("foreign_origin", errForeignPage.Error())
+		return
+	}
+	s.endBadly("broke_off", "the connection broke off")
+}
+
+func (s *carrying) endBadly(kind, detail string) {
 	if s == nil {
 		return
 	}
-	kind, detail := connectTrouble(err)
 	s.once.Do(func() {
 		s.span.SetAttributes(attribute.String("error.type", kind))
 		s.span.SetStatus(codes.Error, detail)
@@ -118,7 +131,7 @@ func (s *carrying) carried(in, out *atomic.Int64, err error) {
 	}
 	s.span.SetAttributes(attribute.Int64("hallpass.bytes_in", in.Load()), attribute.Int64("hallpass.bytes_out", out.Load()))
 	if err != nil {
-		s.failed(err)
+		s.broke(err)
 		return
 	}
 	s.end()
@@ -142,7 +155,7 @@ func (b *carriedBody) Read(p []byte) (int, error) {
 		b.carrying.end()
 	case err == nil:
 	default:
-		b.carrying.failed(err)
+		b.carrying.broke(err)
 	}
 	return n, err
 }

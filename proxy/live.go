@@ -122,6 +122,14 @@ func (s *socket) Close() error {
 	return nil
 }
 
+// SetLinger is net.TCPConn's.
+func (s *socket) SetLinger(sec int) error {
+	if tcp, ok := s.Conn.(interface{ SetLinger(sec int) error }); ok {
+		return tcp.SetLinger(sec)
+	}
+	return nil
+}
+
 // live knows every admitted connection and brings each to its end on time.
 type live struct {
 	now  func() time.Time
