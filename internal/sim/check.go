@@ -11,11 +11,11 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
-	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/hallpass/hallpass/approval"
 	"github.com/hallpass/hallpass/approval/api"
 	"github.com/hallpass/hallpass/audit"
+	"github.com/hallpass/hallpass/control"
 	"github.com/hallpass/hallpass/raftstore"
 )
 
@@ -91,16 +91,18 @@ func (r *run) verify() {
 	for _, n := range r.nodes {
 		s := n.store()
 		_, sum, err := s.StateHash()
+		if err == nil {
+			err = r.checkNode(n, s)
+		}
 		if err != nil {
 			r.history.violation(n.id, "%v", err)
 			continue
 		}
-		r.checkAudit(n, s)
 		if seen[sum] {
-			continue // a state that was checked, byte for byte
+			continue // a state that was looked at, byte for byte
 		}
 		seen[sum] = true
-		if err := s.View(func(v raftstore.Reader, _ uint64) error { return r.checkState(n, v) }); err != nil {
+		if err := s.View(func(v raftstore.Reader, _ uint64) error { return r.checkState(v) }); err != nil {
 			r.history.violation(n.id, "%v", err)
 		}
 	}
@@ -112,61 +114,58 @@ func (r *run) verify() {
 	}
 }
 
-// checkAudit checks the bodies of a node's audit log, from the first leaf on. A node that was sent a snapshot may get
-// them later.
-func (r *run) checkAudit(n *node, s *raftstore.Store) {
-	body := func(index int64) (text []byte, err error) {
-		err = s.ReadRecords(uint64(index), func(_ uint64, record []byte) bool {
-			text = bytes.Clone(record)
-			return false
-		})
-		return text, err
-	}
-	var err error
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Second) {
-		err = s.View(func(v raftstore.Reader, _ uint64) error { return approval.CheckAudit(v, body) })
-		if err == nil {
-			break
+// checkNode checks a node's state and audit log, and that whatever somebody was told of the log is still in it. A node
+// that was sent a snapshot gets the entries before it later.
+func (r *run) checkNode(n *node, s *raftstore.Store) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	for s.Status().RecordsMissing > 0 {
+		if ctx.Err() != nil {
+			return fmt.Errorf("it still lacks %d entries of the audit log", s.Status().RecordsMissing)
 		}
+		time.Sleep(time.Second)
 	}
-	if err != nil {
-		r.history.violation(n.id, "%v", err)
-		return
+	if err := control.CheckStore(ctx, s); err != nil {
+		return err
 	}
 	b := r.book
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for index, told := range b.leaves {
-		if text, err := body(int64(index)); err != nil || string(text) != told {
-			r.history.violation(n.id, "audit entry %d is %s, and somebody was told %s (%v)", index, text, told, err)
+	var log audit.Memory
+	var size int64
+	var wrong error
+	err := s.ReadRecords(ctx, 0, func(index uint64, body []byte) bool {
+		if told, ok := b.leaves[index]; ok && told != string(body) {
+			r.history.violation(n.id, "audit entry %d is %s, and somebody was told %s", index, body, told)
 		}
-	}
-}
-
-func (r *run) checkState(n *node, v raftstore.Reader) error {
-	s := approval.Read(v)
-	err := approval.CheckInvariants(v)
-	size, serr := s.AuditSize()
-	if err := errors.Join(err, serr); err != nil {
+		size, wrong = audit.Append(&log, size, body)
+		return wrong == nil
+	})
+	if err := errors.Join(err, wrong); err != nil {
 		return err
 	}
 	r.counts.commands.Store(size)
-	b := r.book
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	for at, told := range b.heads {
 		if at > size {
-			r.history.violation(n.id, "its audit log has %d entries, and somebody was told of %d", size, at)
-			continue
+			return fmt.Errorf("its audit log has %d entries, and somebody was told of %d", size, at)
 		}
-		root, err := audit.Root(s, at)
+		root, err := audit.Root(&log, at)
 		if err != nil {
 			return err
 		}
 		if base64.StdEncoding.EncodeToString(root[:]) != told {
-			r.history.violation(n.id, "the root of its first %d audit entries is %s, and somebody was told %s", at, tlog.Hash(root), told)
+			r.history.violation(n.id, "the root of its first %d audit entries is %s, and somebody was told %s", at, root, told)
 		}
 	}
+	return nil
+}
+
+// checkState checks what people hold against a state.
+func (r *run) checkState(v raftstore.Reader) error {
+	s := approval.Read(v)
+	b := r.book
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	tbs := map[string][sha256.Size]byte{}
 	for _, c := range b.certs {
 		serial, sum := c.leaf.SerialNumber.Text(16), sha256.Sum256(c.leaf.RawTBSCertificate)
