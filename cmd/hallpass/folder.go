@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -20,7 +21,10 @@ func (f folder) file(name string) string { return filepath.Join(string(f), name)
 // key returns the folder's private key, and makes folder and key where there are none. A key is
 // never overwritten: certificates for it may be in use.
 func (f folder) key() (crypto.Signer, error) {
-	text, err := os.ReadFile(f.file(ca.FolderKey))
+	if err := f.own(); err != nil {
+		return nil, err
+	}
+	text, err := f.readKey()
 	if errors.Is(err, fs.ErrNotExist) {
 		return f.newKey()
 	}
@@ -34,10 +38,44 @@ func (f folder) key() (crypto.Signer, error) {
 	return key, nil
 }
 
-func (f folder) newKey() (crypto.Signer, error) {
+// own makes the folder where there is none, and refuses one in which everybody may make files:
+// in /tmp somebody could have put a key of theirs, for us to have certified.
+func (f folder) own() error {
 	if err := os.MkdirAll(string(f), 0o700); err != nil {
+		return err
+	}
+	info, err := os.Stat(string(f))
+	if err != nil {
+		return err
+	}
+	if info.Mode().Perm()&0o002 != 0 {
+		return fmt.Errorf("%s has mode %04o: everybody may put a key there; choose another --out, or chmod o-w it", string(f), info.Mode().Perm())
+	}
+	return nil
+}
+
+// readKey reads a key that its owner alone may read. The open file is looked at, not the path: the
+// path may be swapped in between.
+func (f folder) readKey() (text []byte, err error) {
+	file, err := os.Open(f.file(ca.FolderKey))
+	if err != nil {
 		return nil, err
 	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s is no file", f.file(ca.FolderKey))
+	case info.Mode().Perm()&0o077 != 0:
+		return nil, fmt.Errorf("%s has mode %04o: others may have copied it; make a new one in another --out, or chmod 600 it if you are sure that nobody did",
+			f.file(ca.FolderKey), info.Mode().Perm())
+	}
+	return io.ReadAll(io.LimitReader(file, maxInspect))
+}
+
+func (f folder) newKey() (crypto.Signer, error) {
 	key, err := ca.GenerateKey()
 	if err != nil {
 		return nil, err
