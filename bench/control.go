@@ -68,6 +68,7 @@ func benchControl(ctx context.Context, r *report) error {
 		run  func(context.Context) error
 	}{
 		{"writes", c.writes},
+		{"mint", c.mint},
 		{"approve", c.approveToCertificate},
 		{"revoke", c.revokeToCut},
 		{"expiry", c.expiryToCut},

@@ -15,6 +15,6 @@
 //     /proc), never the client's;
 //   - a peer that is not installed prints "missing", never a number.
 //
-// Peers come from Debian's packages (bench/setup installs them). On stderr it
-// says which versions it met.
+// Peers come from Debian's packages and from Go modules that bench/peers pins
+// (bench/setup gets them). On stderr it says which versions it met.
 package main

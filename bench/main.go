@@ -47,7 +47,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	only := flags.String("only", os.Getenv("ONLY"), "one suite: scope, control or proxy")
-	part := flags.String("part", "", "one part of the control suite: writes, approve, revoke, expiry or failover")
+	part := flags.String("part", "", "one part of the control suite: writes, mint, approve, revoke, expiry or failover")
 	binary := flags.String("hallpass", "bin/hallpass", "the binary to measure")
 	peers := flags.String("peers", ".bin/peers", "folder of the peers that bench/setup builds")
 	pairs := flags.Int("pairs", 5, "turns that ours and theirs take")

@@ -21,6 +21,7 @@ step golangci-lint .bin/golangci-lint run --allow-parallel-runners --build-tags 
 step 'go fix'      quiet go fix -diff ./...
 step 'go mod tidy' quiet go mod tidy -diff
 step 'tools: go mod tidy' quiet go -C tools mod tidy -diff
+for peer in bench/peers/*/; do step "$peer: go mod tidy" quiet go -C "$peer" mod tidy -diff; done
 step 'left open'   none_of '\bTODO\b|\bFIXME\b|\bXXX\b|not implemented' "${here[@]}"
 step 'skipped'     none_of 't\.Skip(Now|f)?\(|testing\.Short\(\)' "${here[@]}"
 exit $bad
