@@ -85,8 +85,8 @@ func (b backend) Bundle(context.Context, api.Call) (api.Bundle, error) {
 
 // Cluster implements api.DirectoryBackend.
 func (b backend) Cluster(ctx context.Context, call api.Call) (out api.Cluster, err error) {
-	status := b.store.Status()
 	err = b.viewAsPerson(ctx, call, func(s approval.State) error {
+		status := b.store.Status() // after the wait for the state to be as new as anyone was told
 		c, err := s.Cluster()
 		if err != nil {
 			return err
