@@ -16,7 +16,7 @@ HOURS   ?= $(if $(SEED),,50)
 SEED    ?=
 TESTFLAGS ?=
 
-.PHONY: help build demo dev test test-all deps lint fmt fuzz mutants sim bench up down destroy test-compose image clean FORCE
+.PHONY: help build demo dev test test-all deps lint fmt fuzz mutants sim bench up down destroy test-compose test-faults image clean FORCE
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ destroy: ## remove every container, volume and network of `make up`
 
 test-compose: image ## drive the real containers: kill the leader, cut a node off, restart all, lose nothing
 	$(GO) test -tags compose -count=1 -timeout 15m -v ./deploy/...
+
+test-faults: ## kill real nodes 200 times at the worst moments, fill their disks, damage their files (root: tmpfs)
+	$(GO) test -tags faults -count=1 -timeout 15m -v ./internal/faults
 
 clean: ## remove what was built here (not the volumes: make destroy)
 	rm -rf bin .bin .image

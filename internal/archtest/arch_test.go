@@ -14,7 +14,7 @@ func load(t *testing.T) Graph {
 	t.Helper()
 	root := filepath.Join("..", "..")
 	seeEveryFile(t, root)
-	g, err := Load(t.Context(), root, "integration,compose")
+	g, err := Load(t.Context(), root, "integration,compose,faults")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -58,6 +58,7 @@ func Hallpass() Rules {
 			{Name: "internal/archtest"},
 			{Name: "internal/config"},
 			{Name: "internal/demo"},
+			{Name: "internal/faults"},
 			{Name: "internal/ledger", May: []string{"approval/api", "audit", "ca"}},
 			{Name: "internal/mutants"},
 			{Name: "internal/sim", May: []string{"approval", "approval/api", "audit", "ca", "control", "raftstore"}},
@@ -84,6 +85,11 @@ func Hallpass() Rules {
 				From: []string{"cmd", "control", "proxy", "approval", "ca", "raftstore", "policy", "audit", "grant"},
 				To:   []string{"testenv", "internal/sim"},
 				Why:  "nothing in the binary imports testenv or the simulation",
+			},
+			{
+				From: []string{"cmd", "control", "proxy", "approval", "ca", "raftstore", "policy", "audit", "grant", "trust", "testenv", "bench"},
+				To:   []string{"internal/faults"},
+				Why:  "a failpoint is put in by an overlay, for a test, and never ships",
 			},
 		},
 		OnlyFrom: map[string][]string{

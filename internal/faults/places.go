@@ -1,0 +1,116 @@
+package faults
+
+// When says what has to happen for a node to come by a place.
+type When int
+
+const (
+	// Leading: it leads and somebody writes.
+	Leading When = iota
+	// Writing: somebody writes.
+	Writing
+	// Compacting: some hundred entries were written.
+	Compacting
+	// Electing: the leader is gone.
+	Electing
+	// Starting: it starts after a crash.
+	Starting
+	// Stopping: it is told to stop.
+	Stopping
+	// Joining: it has lost its disk, and is sent everything.
+	Joining
+)
+
+// Point is a failpoint, and when it is come by.
+type Point struct {
+	Edit
+	When When
+	WAL  bool // only with log_store: wal
+}
+
+// Places are the failpoints: around each write that something acknowledged rests on.
+func Places() []Point {
+	var all []Point
+	at := func(when When, edits ...Edit) {
+		for _, e := range edits {
+			all = append(all, Point{Edit: e, When: when, WAL: e.File == "raftstore/wal.go"})
+		}
+	}
+	at(Leading,
+		before("raftstore/propose.go", "future := s.raft.Apply(data, patience)", "propose: not yet"),
+		before("raftstore/propose.go", "out, ok := future.Response().(outcome)", "propose: applied, not answered"),
+		before("control/mint.go", "committed, err := n.commitRecord(ctx, call, record, m)", "mint: prepared, not committed"),
+		before("control/mint.go", "_, span := n.spans.Start(ctx, \"ca.sign\")", "mint: committed, not signed"),
+		before("ca/gate.go", "return g.key.Sign(rand, digest, opts)", "mint: about to sign"),
+		before("control/mint.go", "n.minted.put(committed.Serial, chain, n.now())", "mint: signed, not handed out"),
+	)
+	at(Writing,
+		Edit{Place: "before: append to the log"}, // one line of code for each kind of write: see Edits
+		Edit{Place: "after: append to the log"},
+		before("raftstore/fsm.go", "if t.err != nil {", "apply: not written"),
+		before("raftstore/fsm.go", "f.applied.set(reached.index)", "apply: written, not told"),
+	)
+	at(Compacting,
+		before("raftstore/snapshot.go", "sum := hashState(newBoltTx(s.tx))", "snapshot: begun"),
+		before("raftstore/snapshot.go", "if _, err := w.Write(sum[:]); err != nil {", "snapshot: state written"),
+		before("raftstore/snapshot.go", "if !bytes.Equal(s.tail, s.crc.Sum(nil)) {", "snapshot: written, not in its place"),
+		Edit{
+			"raftstore/snapshot.go", "return s.SnapshotSink.Close()",
+			"err := s.SnapshotSink.Close(); " + hit("snapshot: in its place") + "; return err", "snapshot: in its place",
+		},
+		before("raftstore/log.go", "if err := l.LogStore.DeleteRange(from, end); err != nil {", "compact: not yet"),
+		before("raftstore/log.go", "from = end + 1", "compact: a step done"),
+		before("raftstore/wal.go", "if err := m.BoltMetaDB.CommitState(state)", "log: next segment not entered"),
+		before("raftstore/wal.go", "return nil // the next segment is entered", "log: next segment entered"),
+	)
+	at(Electing,
+		Edit{Place: "before: write a vote"}, Edit{Place: "after: write a vote"},
+		Edit{Place: "before: write a term"}, Edit{Place: "after: write a term"},
+	)
+	at(Starting,
+		before("raftstore/recovery.go", "return s, false, err", "start: old state removed"),
+		before("raftstore/fsm.go", "at, err := f.state.position()", "restore: state made"),
+		before("raftstore/state.go", "if err := os.Rename(path, s.path); err != nil {", "restore: not in its place"),
+		before("raftstore/state.go", "if err := syncDir(filepath.Dir(s.path)); err != nil {", "restore: in its place, not synced"),
+		before("raftstore/fsm.go", "f.applied.set(info.at.index)", "restore: done, not told"),
+	)
+	at(Stopping,
+		before("raftstore/state.go", "err = db.Sync()", "stop: state not synced"),
+		before("raftstore/recovery.go", "_, err = file.WriteString(at.marker())", "stop: empty marker"),
+		before("raftstore/recovery.go", "return syncDir(dir)", "stop: marker not synced"),
+	)
+	at(Joining,
+		before("raftstore/place.go", "if err := p.s.log.LogStore.Set([]byte(lineageKey), line[:]); err != nil {", "join: half kept"),
+		before("raftstore/place.go", "term := s.raft.CurrentTerm()", "join: caught up"),
+		before("raftstore/place.go", "s.logger.Info(\"this node has caught up\"", "join: caught up, kept"),
+	)
+	return all
+}
+
+// Edits is everything that makes the binary of the tests another than the one that ships.
+func Edits() []Edit {
+	edits := []Edit{
+		{File: "raftstore/log.go", Old: "\terr := fn()\n", New: "\tfailpoint.Hit(\"before: \" + op)\n\terr := fn()\n\tfailpoint.Hit(\"after: \" + op)\n"},
+		{File: "raftstore/wal.go", Old: "func syncFile(path string) error {\n", New: `// CommitState is in the tests' binary alone.
+func (m *walMeta) CommitState(state types.PersistentState) error {
+	if err := m.BoltMetaDB.CommitState(state); err != nil {
+		return err
+	}
+	return nil // the next segment is entered
+}
+
+func syncFile(path string) error {
+`},
+		// What happens once in hours happens every second.
+		{File: "raftstore/config.go", Old: "defaultSnapshotThreshold = 64 << 10", New: "defaultSnapshotThreshold = 150"},
+		{File: "raftstore/config.go", Old: "defaultTrailingLogs      = 128 << 10", New: "defaultTrailingLogs      = 300"},
+		{File: "raftstore/config.go", Old: "snapshotCheck            = 30 * time.Second", New: "snapshotCheck            = 250 * time.Millisecond"},
+		{File: "raftstore/log.go", Old: "compactionStep = 4096", New: "compactionStep = 64"},
+		{File: "raftstore/wal.go", Old: "walSegmentSize = 64 << 20", New: "walSegmentSize = 64 << 10"},
+	}
+	for _, p := range Places() {
+		if p.File != "" {
+			edits = append(edits, p.Edit)
+		}
+	}
+	return edits
+}
