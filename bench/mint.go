@@ -13,7 +13,7 @@ import (
 
 // mintLanes ask for certificates at a time, for mintTurn.
 const (
-	mintLanes = 16
+	mintLanes = 128
 	mintTurn  = 3 * time.Second
 )
 

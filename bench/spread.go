@@ -69,22 +69,31 @@ func (s *spread) post(ctx context.Context, lane int, path string, header http.He
 	return resp.Header, answer, nil
 }
 
+// patience is how long calls may fail one after the other: longer than a
+// cluster takes to find a new leader.
+const patience = 10 * time.Second
+
 // repeat has lanes call one after the other for d. A call that fails is not
-// counted; a lane gives up after ten that fail one after the other.
+// counted; the time that it takes is.
 func repeat(ctx context.Context, lanes int, d time.Duration, call func(ctx context.Context, lane int) error) (work, error) {
-	return drive(ctx, lanes, func(ctx context.Context, count *atomic.Int64, lane int) error {
-		failed := 0
+	done, err := drive(ctx, lanes, func(ctx context.Context, count *atomic.Int64, lane int) error {
+		good := time.Now()
 		for end := time.Now().Add(d); time.Now().Before(end); {
-			if err := call(ctx, lane); err != nil {
-				if failed++; failed == 10 {
-					return err
-				}
+			err := call(ctx, lane)
+			switch {
+			case err == nil:
+				good = time.Now()
+				count.Add(1)
+			case time.Since(good) > patience || ctx.Err() != nil:
+				return err
+			default:
 				time.Sleep(10 * time.Millisecond)
-				continue
 			}
-			failed = 0
-			count.Add(1)
 		}
 		return nil
 	})
+	if all, ok := err.(interface{ Unwrap() []error }); ok { // of what errors.Join returns, one will do
+		err = all.Unwrap()[0]
+	}
+	return done, err
 }

@@ -143,6 +143,9 @@ func writeFor(ctx context.Context, r *report, c contestant, lanes int, warmUp bo
 		return 0, err
 	}
 	took := time.Since(begin)
+	if done.requests == 0 {
+		return 0, errors.New("nothing was committed")
+	}
 	after, err := c.cpu()
 	if err != nil {
 		return 0, err
