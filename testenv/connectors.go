@@ -8,6 +8,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/hallpass/hallpass/approval/api"
 	"github.com/hallpass/hallpass/proxy"
 )
 
@@ -34,7 +35,12 @@ func (c *Connector) Address() string { return c.address }
 func (e *Env) Connector(p *Proxy, o ConnectorOptions) *Connector {
 	e.t.Helper()
 	td := spiffeid.RequireTrustDomainFromString(TrustDomain)
-	client := e.Client(o.Who)
+	client, err := api.NewClient(api.ClientConfig{
+		Servers: e.Servers(), Certificate: e.Certificate(o.Who), Roots: e.roots.identity, RetryFor: time.Second,
+		TracerProvider: e.opts.Tracer,
+	})
+	e.must(err)
+	e.t.Cleanup(client.Close)
 	source := proxy.NewRenewingSource(func(ctx context.Context) (*tls.Certificate, error) {
 		return e.mint(ctx, client, o.Grant)
 	}, o.Now)

@@ -79,9 +79,12 @@ func TestTwoTraces(t *testing.T) {
 
 	root := func(s sdktrace.ReadOnlySpan) bool { return !s.Parent().IsValid() }
 	asking := seen.one(trace.SpanKindClient, "POST /v1/requests", root)
-	answering := seen.one(trace.SpanKindServer, "POST /v1/requests", under(asking))
-	seen.one(trace.SpanKindInternal, "request.create", under(answering))
+	seen.one(trace.SpanKindServer, "POST /v1/requests", under(asking))
 	inFirst := func(s sdktrace.ReadOnlySpan) bool { return s.SpanContext().TraceID() == asking.SpanContext().TraceID() }
+	created := seen.one(trace.SpanKindInternal, "request.create", inFirst)
+	seen.one(trace.SpanKindServer, "POST /v1/requests", func(s sdktrace.ReadOnlySpan) bool { // the leader's, whoever was asked first
+		return s.SpanContext().SpanID() == created.Parent().SpanID()
+	})
 	for _, name := range []string{"request.decide", "raft.commit", "grant.mint", "ca.sign"} {
 		seen.one(trace.SpanKindInternal, name, inFirst)
 	}
