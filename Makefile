@@ -58,7 +58,7 @@ fmt: .bin/golangci-lint ## gofumpt over every file
 fuzz: ## each fuzz target for FUZZTIME (default 20s)
 	@FUZZTIME=$(FUZZTIME) scripts/fuzz.sh
 
-mutants: ## take the guard of each invariant away: the test of that name must fail
+mutants: ## take the guard of each invariant, and of each trap, away: its test must fail
 	@$(GO) run ./internal/mutants
 
 # Files of simulated nodes go to memory where there is some: nothing about them is measured.

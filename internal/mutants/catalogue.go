@@ -34,10 +34,12 @@ func invariants() []string {
 	}
 }
 
-// Mutant is one catalogue file: a guard, and the test that must notice its absence.
+// Mutant is one catalogue file: a guard, and the test that must notice its absence. The guard is an invariant's, or keeps
+// away from a trap of what the invariants stand on.
 type Mutant struct {
 	Name      string // the file's name without .txtar: "05-one-person"
-	Invariant int    // 1 up
+	Invariant int    // 1 up; 0 for a trap
+	Trap      string // what would happen; "" for an invariant
 	Package   string // "./approval"
 	Test      string // "TestInvariant05_OnePersonOneVote"
 	File      string // slash separated, from the module's root
@@ -51,6 +53,9 @@ var errCatalogue = errors.New("bad catalogue file")
 var (
 	fileName = regexp.MustCompile(`^(\d\d)-[a-z0-9-]+\.txtar$`)
 	testName = regexp.MustCompile(`^TestInvariant(\d\d)_[A-Za-z0-9]+$`)
+
+	trapFileName = regexp.MustCompile(`^trap-[a-z0-9-]+\.txtar$`)
+	trapTestName = regexp.MustCompile(`^Test[A-Za-z0-9_]+$`)
 )
 
 // readCatalogue reads every *.txtar at the top of fsys, in the order of their names.
@@ -84,19 +89,13 @@ func parseMutant(name string, data []byte) (Mutant, error) {
 		Name:    strings.TrimSuffix(name, ".txtar"),
 		Package: head["package"], Test: head["test"], File: head["file"],
 	}
-	number, title, _ := strings.Cut(head["invariant"], " ")
-	if m.Invariant, err = strconv.Atoi(number); err != nil || m.Invariant < 1 || m.Invariant > len(invariants()) {
-		return Mutant{}, fmt.Errorf("invariant: want its number and name, got %q", head["invariant"])
+	if m.Trap = head["trap"]; m.Trap != "" {
+		err = m.checkTrap(name)
+	} else {
+		m.Invariant, err = checkInvariant(head["invariant"], name, m.Test)
 	}
-	if want := invariants()[m.Invariant-1]; title != want {
-		return Mutant{}, fmt.Errorf("invariant %d is %q, not %q", m.Invariant, want, title)
-	}
-	two := fmt.Sprintf("%02d", m.Invariant)
-	if sub := fileName.FindStringSubmatch(name); sub == nil || sub[1] != two {
-		return Mutant{}, fmt.Errorf("file name: want %s-NAME.txtar", two)
-	}
-	if sub := testName.FindStringSubmatch(m.Test); sub == nil || sub[1] != two {
-		return Mutant{}, fmt.Errorf("test: want TestInvariant%s_NAME, got %q", two, m.Test)
+	if err != nil {
+		return Mutant{}, err
 	}
 	if rest, ok := strings.CutPrefix(m.Package, "./"); !ok || path.Clean(rest) != rest || strings.HasPrefix(rest, "..") {
 		return Mutant{}, fmt.Errorf("package: want ./PATH, got %q", m.Package)
@@ -114,9 +113,38 @@ func parseMutant(name string, data []byte) (Mutant, error) {
 	return m, nil
 }
 
-// parseHeader reads "key: value" lines: each of the four keys once and no other.
+// checkInvariant returns the number of the invariant that text names, after which file and test must be named.
+func checkInvariant(text, file, test string) (n int, err error) {
+	number, title, _ := strings.Cut(text, " ")
+	if n, err = strconv.Atoi(number); err != nil || n < 1 || n > len(invariants()) {
+		return 0, fmt.Errorf("invariant: want its number and name, got %q", text)
+	}
+	if want := invariants()[n-1]; title != want {
+		return 0, fmt.Errorf("invariant %d is %q, not %q", n, want, title)
+	}
+	two := fmt.Sprintf("%02d", n)
+	if sub := fileName.FindStringSubmatch(file); sub == nil || sub[1] != two {
+		return 0, fmt.Errorf("file name: want %s-NAME.txtar", two)
+	}
+	if sub := testName.FindStringSubmatch(test); sub == nil || sub[1] != two {
+		return 0, fmt.Errorf("test: want TestInvariant%s_NAME, got %q", two, test)
+	}
+	return n, nil
+}
+
+func (m Mutant) checkTrap(file string) error {
+	if !trapFileName.MatchString(file) {
+		return errors.New("file name: want trap-NAME.txtar")
+	}
+	if !trapTestName.MatchString(m.Test) {
+		return fmt.Errorf("test: want the name of one test, got %q", m.Test)
+	}
+	return nil
+}
+
+// parseHeader reads "key: value" lines: each key once and no other, with one of invariant and trap.
 func parseHeader(text string) (map[string]string, error) {
-	keys := []string{"invariant", "package", "test", "file"}
+	keys := []string{"invariant", "trap", "package", "test", "file"}
 	head := map[string]string{}
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
@@ -129,7 +157,10 @@ func parseHeader(text string) (map[string]string, error) {
 		}
 		head[key] = strings.TrimSpace(value)
 	}
-	for _, key := range keys {
+	if (head["invariant"] == "") == (head["trap"] == "") {
+		return nil, errors.New("header: want one of invariant and trap")
+	}
+	for _, key := range keys[2:] {
 		if head[key] == "" {
 			return nil, fmt.Errorf("header: no %s", key)
 		}

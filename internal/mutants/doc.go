@@ -13,8 +13,9 @@
 //	                                                    └─ does not compile, no such test,
 //	                                                       runs too long          survived, with why
 //
-// A catalogue file is a txtar: a header of "key: value" lines (invariant, package, test, file)
-// and exactly two sections, guard and without. Run it from anywhere in the module:
+// A catalogue file is a txtar: a header of "key: value" lines (invariant or trap, package, test,
+// file) and exactly two sections, guard and without. A trap is nobody's invariant by itself, but
+// several fall with its guard; its test need not be named after it. Run it from anywhere in the module:
 //
 //	go run ./internal/mutants             every mutant
 //	go run ./internal/mutants -only 5     those of invariant 5

@@ -49,6 +49,8 @@ func TestReadCatalogueRefuses(t *testing.T) {
 		{"unknown key", "", "package:", "pakage:", "KEY: VALUE"},
 		{"a key twice", "", "package: ./vote", "package: ./vote\npackage: ./other", "KEY: VALUE"},
 		{"no test", "", "test: TestInvariant05_OnePersonOneVote\n", "", "no test"},
+		{"a trap besides an invariant", "", "package: ./vote", "package: ./vote\ntrap: a hole", "one of invariant and trap"},
+		{"a trap in an invariant's file", "", "invariant: 5 One person, one vote", "trap: a hole", "trap-NAME.txtar"},
 		{"another invariant's name", "", "One person, one vote", "One reading", `is "One person, one vote"`},
 		{"an invariant too many", "", "5 One", "14 One", "its number"},
 		{"another invariant's test", "", "TestInvariant05_", "TestInvariant06_", "TestInvariant05_NAME"},
@@ -74,6 +76,19 @@ func TestReadCatalogueRefuses(t *testing.T) {
 				t.Errorf("got %v, want one that says %q", err, tt.want)
 			}
 		})
+	}
+}
+
+func TestReadCatalogueOfTraps(t *testing.T) {
+	text := strings.Replace(good, "invariant: 5 One person, one vote", "trap: a hole in the road", 1)
+	text = strings.Replace(text, "TestInvariant05_OnePersonOneVote", "TestHole", 1)
+	got, err := readCatalogue(fstest.MapFS{"trap-hole.txtar": {Data: []byte(text)}})
+	if err != nil || len(got) != 1 || got[0].Trap != "a hole in the road" || got[0].Invariant != 0 || got[0].Test != "TestHole" {
+		t.Errorf("readCatalogue = %+v, %v", got, err)
+	}
+	_, err = readCatalogue(fstest.MapFS{"trap-hole.txtar": {Data: []byte(strings.Replace(text, "TestHole", "TestHole|.*", 1))}})
+	if err == nil {
+		t.Error("a pattern was taken for a test's name")
 	}
 }
 
