@@ -46,17 +46,22 @@ func Places() []Point {
 	at(Writing,
 		Edit{Place: "before: append to the log"}, // one line of code for each kind of write: see Edits
 		Edit{Place: "after: append to the log"},
-		before("raftstore/fsm.go", "if t.err != nil {", "apply: not written"),
+		before("raftstore/fsm.go", "return reached, f.records.append(first, t.records)", "records: not yet"),
+		before("raftstore/records.go", "grown.size += int64(len(b))", "records: written, not counted"),
+		before("raftstore/state.go", "if t.err != nil {", "apply: not written"),
 		before("raftstore/fsm.go", "f.applied.set(reached.index)", "apply: written, not told"),
 	)
 	at(Compacting,
-		before("raftstore/snapshot.go", "sum := hashState(newBoltTx(s.tx))", "snapshot: begun"),
-		before("raftstore/snapshot.go", "if _, err := w.Write(sum[:]); err != nil {", "snapshot: state written"),
+		before("raftstore/snapshot.go", "if err := s.records.sync(); err != nil {", "snapshot: begun"),
+		before("raftstore/snapshot.go", "if err := s.write(io.MultiWriter(sink, crc)); err != nil {", "snapshot: records synced"),
+		before("raftstore/snapshot.go", "if _, err := sink.Write(crc.Sum(nil)); err != nil {", "snapshot: state written"),
 		before("raftstore/snapshot.go", "if !bytes.Equal(s.tail, s.crc.Sum(nil)) {", "snapshot: written, not in its place"),
 		Edit{
 			"raftstore/snapshot.go", "return s.SnapshotSink.Close()",
 			"err := s.SnapshotSink.Close(); " + hit("snapshot: in its place") + "; return err", "snapshot: in its place",
 		},
+		before("raftstore/records.go", "if err := os.Rename(was, r.path(&sealed)); err != nil {", "records: full, not sealed"),
+		before("raftstore/records.go", "*g = sealed", "records: sealed, not told"),
 		before("raftstore/log.go", "if err := l.LogStore.DeleteRange(from, end); err != nil {", "compact: not yet"),
 		before("raftstore/log.go", "from = end + 1", "compact: a step done"),
 		before("raftstore/wal.go", "if err := m.BoltMetaDB.CommitState(state)", "log: next segment not entered"),
@@ -68,13 +73,14 @@ func Places() []Point {
 	)
 	at(Starting,
 		before("raftstore/recovery.go", "return s, false, err", "start: old state removed"),
-		before("raftstore/fsm.go", "at, err := f.state.position()", "restore: state made"),
+		before("raftstore/fsm.go", "at, here, err := f.state.content()", "restore: state made"),
 		before("raftstore/state.go", "if err := os.Rename(path, s.path); err != nil {", "restore: not in its place"),
 		before("raftstore/state.go", "if err := syncDir(filepath.Dir(s.path)); err != nil {", "restore: in its place, not synced"),
 		before("raftstore/fsm.go", "f.applied.set(info.at.index)", "restore: done, not told"),
+		before("raftstore/records.go", "return r.shorten(g, number)", "records: not cut back"),
 	)
 	at(Stopping,
-		before("raftstore/state.go", "err = db.Sync()", "stop: state not synced"),
+		before("raftstore/state.go", "db.NoFreelistSync = false", "stop: state not synced"),
 		before("raftstore/recovery.go", "_, err = file.WriteString(at.marker())", "stop: empty marker"),
 		before("raftstore/recovery.go", "return syncDir(dir)", "stop: marker not synced"),
 	)
@@ -82,6 +88,8 @@ func Places() []Point {
 		before("raftstore/place.go", "if err := p.s.log.LogStore.Set([]byte(lineageKey), line[:]); err != nil {", "join: half kept"),
 		before("raftstore/place.go", "term := s.raft.CurrentTerm()", "join: caught up"),
 		before("raftstore/place.go", "s.logger.Info(\"this node has caught up\"", "join: caught up, kept"),
+		before("raftstore/backfill.go", "if err := s.records.fill(first+skip, list[skip:]); err != nil {", "backfill: not written"),
+		before("raftstore/backfill.go", "return filled, errors.Join(s.records.sync(), s.ctx.Err())", "backfill: written, not synced"),
 	)
 	return all
 }
@@ -105,6 +113,7 @@ func syncFile(path string) error {
 		{File: "raftstore/config.go", Old: "defaultTrailingLogs      = 128 << 10", New: "defaultTrailingLogs      = 300"},
 		{File: "raftstore/config.go", Old: "snapshotCheck            = 30 * time.Second", New: "snapshotCheck            = 250 * time.Millisecond"},
 		{File: "raftstore/log.go", Old: "compactionStep = 4096", New: "compactionStep = 64"},
+		{File: "raftstore/segment.go", Old: "segmentSize = 16 << 20", New: "segmentSize = 64 << 10"},
 		{File: "raftstore/wal.go", Old: "walSegmentSize = 64 << 20", New: "walSegmentSize = 64 << 10"},
 	}
 	for _, p := range Places() {
