@@ -130,15 +130,15 @@ func (s *Store) assume() {
 func (s *Store) TransferLeadership() error { return s.TransferLeadershipTo("") }
 
 // TransferLeadershipTo is TransferLeadership to the node named, which MUST be a voter that can be reached.
-func (s *Store) TransferLeadershipTo(id string) error {
+func (s *Store) TransferLeadershipTo(id string, first ...func() error) error {
 	if err := s.enter(); err != nil {
 		return err
 	}
 	defer s.ops.Done()
-	return s.transfer(id)
+	return s.transfer(id, first...)
 }
 
-func (s *Store) transfer(to string) error {
+func (s *Store) transfer(to string, first ...func() error) error {
 	if s.raft.State() != raft.Leader {
 		return s.notLeading()
 	}
@@ -151,6 +151,9 @@ func (s *Store) transfer(to string) error {
 		return fmt.Errorf("%w: %q does not vote, so it cannot lead", ErrMembership, to)
 	case to != "" && !s.reachable(to):
 		return fmt.Errorf("%w: %q has not been heard lately", ErrMembership, to)
+	}
+	if err := all(first); err != nil { // a command: before commands are held back
+		return err
 	}
 	if !s.passing.CompareAndSwap(false, true) {
 		return errors.New("raftstore: leadership is being handed over already")

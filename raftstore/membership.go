@@ -52,8 +52,9 @@ func roleOf(server raft.Server) Role {
 // counting for the quorum. The node must run, with the same settings, and hold nothing of another history.
 //
 // Like each change of the membership it is made on the leader; an error that wraps ErrAmbiguous means that it may still
-// come about, any other that it does not.
-func (s *Store) AddNonvoter(ctx context.Context, id string) error {
+// come about, any other that it does not. Each of first is called once the change was found safe and before it is made,
+// for writing down that it is wanted; an error of one calls the change off.
+func (s *Store) AddNonvoter(ctx context.Context, id string, first ...func() error) error {
 	return s.change(ctx, func() (raft.Future, error) {
 		if role := s.Membership()[id]; role != RoleNone {
 			return nil, fmt.Errorf("%w: %q is a %s already", ErrMembership, id, role)
@@ -66,12 +67,15 @@ func (s *Store) AddNonvoter(ctx context.Context, id string) error {
 				return nil, fmt.Errorf("%w: %w", ErrMembership, err)
 			}
 		}
+		if err := all(first); err != nil {
+			return nil, err
+		}
 		return s.raft.AddNonvoter(raft.ServerID(id), raft.ServerAddress(id), 0, enqueueTimeout), nil
 	})
 }
 
 // Promote gives a nonvoter a vote, once it has caught up; until then it waits for ctx.
-func (s *Store) Promote(ctx context.Context, id string) error {
+func (s *Store) Promote(ctx context.Context, id string, first ...func() error) error {
 	if role := s.Membership()[id]; role != RoleNonvoter {
 		if !s.leads() {
 			return s.notLeading()
@@ -93,13 +97,16 @@ func (s *Store) Promote(ctx context.Context, id string) error {
 		if err := s.quorumReachable(after); err != nil {
 			return nil, err
 		}
+		if err := all(first); err != nil {
+			return nil, err
+		}
 		return s.raft.AddVoter(raft.ServerID(id), raft.ServerAddress(id), 0, enqueueTimeout), nil
 	})
 }
 
 // Remove takes a member out. It refuses this node itself, which is to hand leadership over first, and a change after which
 // those that can be reached would be no quorum.
-func (s *Store) Remove(ctx context.Context, id string) error {
+func (s *Store) Remove(ctx context.Context, id string, first ...func() error) error {
 	return s.change(ctx, func() (raft.Future, error) {
 		role := s.Membership()[id]
 		if role == RoleNone {
@@ -115,8 +122,20 @@ func (s *Store) Remove(ctx context.Context, id string) error {
 				return nil, err
 			}
 		}
+		if err := all(first); err != nil {
+			return nil, err
+		}
 		return s.raft.RemoveServer(raft.ServerID(id), 0, enqueueTimeout), nil
 	})
+}
+
+func all(first []func() error) error {
+	for _, fn := range first {
+		if err := fn(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func orNone(r Role) string {

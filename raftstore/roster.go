@@ -154,6 +154,9 @@ func (s *Store) SetMembers(revision uint64, members []Member) error {
 	return nil
 }
 
+// Members are the nodes that this one knows, in order of their IDs.
+func (s *Store) Members() []Member { return s.roster.list() }
+
 // MembersRevision is the revision of the nodes that this one knows.
 func (s *Store) MembersRevision() uint64 {
 	s.roster.mu.RLock()
