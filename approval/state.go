@@ -161,6 +161,12 @@ func (s State) Version() (int, error) {
 	return m.version(), err
 }
 
+// RosterRevision is that of Roster.
+func (s State) RosterRevision() (uint64, error) {
+	m, err := s.meta()
+	return RosterRevision(m.Manifest) + m.Removed, err
+}
+
 // Roster returns the nodes that talk to each other. It changed if and only if the
 // revision is higher; a manifest's own, before it is taken, is RosterRevision of
 // its sequence number.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/hallpass/hallpass/approval"
+	"github.com/hallpass/hallpass/raftstore"
 )
 
 // Health is what /readyz answers.
@@ -38,7 +39,7 @@ const (
 func (s *Server) Health() Health { return s.n.health() }
 
 func (n *node) health() Health {
-	h := Health{Node: n.node.ID, Findings: []Finding{n.checkStore(), n.checkLeader(), n.checkBootstrap(), n.checkFeed(), n.checkClock()}}
+	h := Health{Node: n.node.ID, Findings: []Finding{n.checkStore(), n.checkLeader(), n.checkBootstrap(), n.checkMember(), n.checkFeed(), n.checkClock()}}
 	h.Findings = append(h.Findings,
 		n.checkIssuer("identity issuer", approval.RoleIdentity),
 		n.checkIssuer("grant issuer", approval.RoleGrant),
@@ -66,6 +67,20 @@ func (n *node) checkLeader() Finding {
 	return Finding{"leader", statusOK, leader}
 }
 
+// checkMember says whether the node counts.
+func (n *node) checkMember() Finding {
+	role := n.store.Membership()[n.node.ID]
+	switch waiting := n.store.Status().Waiting; {
+	case role == raftstore.RoleVoter && waiting == "":
+		return Finding{"member", statusOK, string(role)}
+	case waiting != "":
+		return Finding{"member", statusWarn, "waits " + waiting}
+	case role == raftstore.RoleNonvoter:
+		return Finding{"member", statusWarn, "is sent the log and has no vote: hallpass cluster promote " + n.node.ID}
+	}
+	return Finding{"member", statusFail, "not a member of the cluster: hallpass cluster join " + n.node.ID}
+}
+
 func (n *node) checkBootstrap() Finding {
 	err := n.local(func(s approval.State) error {
 		_, err := s.Cluster()
@@ -73,7 +88,11 @@ func (n *node) checkBootstrap() Finding {
 	})
 	switch {
 	case errors.Is(err, approval.ErrNotFound):
-		return Finding{"bootstrap", statusFail, "the cluster has not been bootstrapped"}
+		detail := "the cluster has not been bootstrapped"
+		if waiting := n.store.Status().Waiting; waiting != "" {
+			detail += ": this node waits " + waiting
+		}
+		return Finding{"bootstrap", statusFail, clip(detail, 1024)}
 	case err != nil:
 		return Finding{"bootstrap", statusFail, err.Error()}
 	}

@@ -119,7 +119,7 @@ func (n *node) command(ctx context.Context, body approval.Body) (approval.Comman
 		return approval.Command{}, fmt.Errorf("command id: %w", err)
 	}
 	return approval.Command{
-		ID: id.String(), Now: n.now().UnixMilli(), Node: n.asserting(ctx), Trace: traceparent(ctx), Body: body,
+		V: max(int(n.version.Load()), 1), ID: id.String(), Now: n.now().UnixMilli(), Node: n.asserting(ctx), Trace: traceparent(ctx), Body: body,
 	}, nil
 }
 

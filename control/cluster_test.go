@@ -221,6 +221,31 @@ func newCluster(t testing.TB, cfg func(*Config)) *cluster {
 
 func (c *cluster) start(id string) *running {
 	c.t.Helper()
+	cfg := c.config(id)
+	s, err := New(cfg)
+	must(c.t, err)
+	ctx, stop := context.WithCancel(context.Background())
+	r := &running{Server: s, dir: cfg.DataDir, stop: stop, done: make(chan error, 1)}
+	go func() { r.done <- s.Run(ctx) }()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.nodes[id] = r
+	return r
+}
+
+// startFails starts a node that must refuse.
+func (c *cluster) startFails(id string) error {
+	c.t.Helper()
+	s, err := New(c.config(id))
+	if err == nil {
+		must(c.t, s.Close())
+		c.t.Fatalf("node %s starts", id)
+	}
+	return err
+}
+
+func (c *cluster) config(id string) Config {
+	c.t.Helper()
 	var node *ca.Node
 	for _, n := range c.offline.nodes {
 		if n.ID == id {
@@ -243,15 +268,7 @@ func (c *cluster) start(id string) *running {
 	if c.cfg != nil {
 		c.cfg(&cfg)
 	}
-	s, err := New(cfg)
-	must(c.t, err)
-	ctx, stop := context.WithCancel(context.Background())
-	r := &running{Server: s, dir: cfg.DataDir, stop: stop, done: make(chan error, 1)}
-	go func() { r.done <- s.Run(ctx) }()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.nodes[id] = r
-	return r
+	return cfg
 }
 
 // halt stops a node in order.

@@ -48,6 +48,9 @@ type Config struct {
 	Limits     Limits                  // zero: the recommended ones
 	OpenConfig func(*raftstore.Config) // nil, or a last word on the store's configuration, for simulations
 
+	// speaks makes the node one of another release: see approval.Machine.
+	speaks int
+
 	// failpoint is called at named places, and its error ends what is under way
 	// there: tests of what a crash leaves behind.
 	failpoint func(place string) error
@@ -181,14 +184,12 @@ func local(addr net.Addr) bool {
 func CheckLogStore(name string) error { return raftstore.LogFormat(name).Valid() }
 
 // storeConfig is the replicated store's part of a Config.
-func (c Config) storeConfig(log *slog.Logger) raftstore.Config {
+func (c Config) storeConfig(machine *machine, log *slog.Logger) raftstore.Config {
 	rc := raftstore.Config{
 		Cluster: c.Manifest.Cluster, ID: c.Node.ID, Dir: c.DataDir, Listener: c.Raft, Key: c.Node.TransportKey,
-		Machine: &machine{}, Logger: log, Timing: c.Timing,
+		Machine: machine, Logger: log, Timing: c.Timing,
 		LogFormat: raftstore.LogFormat(c.LogStore),
-	}
-	for _, n := range c.Manifest.Nodes {
-		rc.Members = append(rc.Members, raftstore.Member{ID: n.ID, Address: n.RaftAddress, Key: n.Key})
+		Members:   membersOf(c.Manifest), MembersRevision: approval.RosterRevision(c.Manifest.Sequence),
 	}
 	if c.OpenConfig != nil {
 		c.OpenConfig(&rc)
@@ -201,6 +202,9 @@ type machine struct{ approval.Machine }
 
 // Apply implements raftstore.Machine.
 func (m *machine) Apply(tx raftstore.Tx, index uint64, data []byte) []byte {
+	if err := m.checkVersion(tx); err != nil {
+		panic(err) // which halts the node; a result would be one that no other node comes to
+	}
 	result, err := m.Machine.Apply(tx, index, data).Encode()
 	if err != nil {
 		// Every node comes here with the same result, so every node answers the

@@ -98,12 +98,8 @@ func (b backend) Cluster(ctx context.Context, call api.Call) (out api.Cluster, e
 		out = api.Cluster{
 			ID: c.ID, TrustDomain: c.TrustDomain, GrantTrustDomain: c.GrantTrustDomain, Epoch: c.Epoch,
 			Node: b.node.node.ID, Leader: status.Leader, Term: status.Term, Index: status.Applied,
-			Nodes: mapped(c.Nodes, func(n approval.Node) api.Node {
-				return api.Node{
-					ID: n.ID, APIAddress: n.APIAddress, RaftAddress: n.RaftAddress,
-					AuditKey: n.AuditKey, Leader: n.ID == status.Leader,
-				}
-			}),
+			Manifest: c.Manifest, Commands: c.Version,
+			Nodes:   mapped(c.Nodes, func(n approval.Node) api.Node { return b.wireNode(n, status) }),
 			Issuers: mapped(c.Issuers, wireIssuer),
 			Blocked: mapped(blocks, wireBlock),
 		}

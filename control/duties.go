@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 
 	"github.com/hallpass/hallpass/approval"
@@ -15,9 +16,12 @@ import (
 // leader that dies half-way leaves nothing undone and nothing done twice.
 func (n *node) lead(ctx context.Context) {
 	n.log.LogAttrs(ctx, slog.LevelInfo, "leading")
+	said := ""
 	for ctx.Err() == nil {
-		if err := n.duties(ctx); err != nil && ctx.Err() == nil {
-			n.log.LogAttrs(ctx, slog.LevelWarn, "leader duty failed", slog.String("error", err.Error()))
+		err := errors.Join(n.duties(ctx), n.memberDuties(ctx))
+		if now := fmt.Sprint(err); err != nil && ctx.Err() == nil && now != said {
+			said = now
+			n.log.LogAttrs(ctx, slog.LevelWarn, "leader duty failed", slog.String("error", now))
 		}
 		if pause(ctx, n.limits.Tick) != nil {
 			return
@@ -47,6 +51,18 @@ func (n *node) duties(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// memberDuties keeps the membership what it was made.
+func (n *node) memberDuties(ctx context.Context) error {
+	if n.version.Load() == 0 {
+		return nil // nothing is known of the state yet
+	}
+	err := errors.Join(n.adoptOwn(ctx), n.dropForgotten(ctx), n.raiseVersion(ctx))
+	if errors.Is(err, approval.ErrNotFound) {
+		return nil // not bootstrapped yet
+	}
+	return err
 }
 
 // tick expires what is due and says whether more is.

@@ -106,7 +106,7 @@ func (n *node) toLeader(w http.ResponseWriter, r *http.Request) {
 		n.handler.Problem(w, r, noLeader())
 		return
 	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, api.MaxBody))
+	body, err := io.ReadAll(io.LimitReader(r.Body, api.BodyLimit(r)))
 	if err != nil {
 		n.handler.Problem(w, r, err)
 		return
@@ -224,6 +224,8 @@ func (n *node) peerServer(serving context.Context) *http.Server {
 				n.serveVerified(w, r)
 			case "GET " + pathClock:
 				n.serveClock(w, r)
+			case "GET " + pathSpeaks:
+				n.serveSpeaks(w, r)
 			default:
 				forwarded.ServeHTTP(w, r)
 			}

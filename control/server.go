@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -55,6 +56,9 @@ type node struct {
 	stopping context.Context
 	stop     context.CancelFunc
 	policies policyCache
+
+	machine *machine
+	version atomic.Int32 // of commands, that the cluster has agreed on; 0: not known yet
 }
 
 // New checks cfg and opens the node's replicated state. The node takes part in
@@ -92,6 +96,7 @@ func open(cfg Config) (*Server, error) {
 		spans:    set.tracer.Tracer("github.com/hallpass/hallpass/control"),
 		feed:     newFeedWatch(),
 		clock:    newClockWatch(),
+		machine:  &machine{approval.Machine{Speaks: cfg.speaks}},
 	}
 	n.verifier = verifier{trusted: n.custody.get, trustDomain: set.trustDomain, grantDomain: set.grantDomain, now: set.now}
 	if n.handler, err = api.NewHandler(api.Config{
@@ -99,7 +104,7 @@ func open(cfg Config) (*Server, error) {
 	}); err != nil {
 		return nil, fmt.Errorf("control: %w", err)
 	}
-	if n.store, err = raftstore.Open(cfg.storeConfig(n.log)); err != nil {
+	if n.store, err = raftstore.Open(cfg.storeConfig(n.machine, n.log)); err != nil {
 		return nil, fmt.Errorf("control: %w", err)
 	}
 	n.stopping, n.stop = context.WithCancel(context.Background())
@@ -116,6 +121,9 @@ func open(cfg Config) (*Server, error) {
 // checkCluster refuses to serve the state of another cluster.
 func (n *node) checkCluster() error {
 	return n.store.View(func(r raftstore.Reader, _ uint64) error {
+		if err := n.machine.checkVersion(r); err != nil {
+			return fmt.Errorf("control: %w", err)
+		}
 		c, err := approval.Read(r).Cluster()
 		switch {
 		case errors.Is(err, approval.ErrNotFound):
@@ -162,6 +170,7 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() { s.api.cutExpired(running, n.over, n.log) })
 	group.Go(func() { n.watchFeed(running) })
 	group.Go(func() { n.watchCustody(running) })
+	group.Go(func() { n.watchRoster(running) })
 	group.Go(func() { n.followVerified(running) })
 	group.Go(func() { n.watchClock(running) })
 	n.store.Lead(func(ctx context.Context) { n.lead(ctx) })
@@ -170,6 +179,7 @@ func (s *Server) Run(ctx context.Context) error {
 	var err error
 	select {
 	case <-ctx.Done():
+		n.handOver(ctx)
 	case err = <-failed:
 	case <-n.store.Done():
 		err = fmt.Errorf("control: node halted: %w", n.store.Err())
@@ -182,6 +192,17 @@ func (s *Server) Run(ctx context.Context) error {
 	err = errors.Join(err, shut, s.Close())
 	group.Wait()
 	return err
+}
+
+// handOver has another node lead before this one stops answering, so that what
+// comes in meanwhile is passed on and none of it is lost.
+func (n *node) handOver(ctx context.Context) {
+	if !n.store.IsLeader() || len(n.store.Membership()) == 1 {
+		return
+	}
+	if err := n.store.TransferLeadership(); err != nil {
+		n.log.LogAttrs(ctx, slog.LevelWarn, "stopping without handing leadership over", slog.String("error", err.Error()))
+	}
 }
 
 func shutdown(ctx context.Context, s *http.Server) error {

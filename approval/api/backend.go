@@ -44,6 +44,7 @@ type Backend interface {
 	ChangeBackend
 	DirectoryBackend
 	TrustBackend
+	MemberBackend
 	AuditBackend
 	StreamBackend
 }
@@ -98,6 +99,15 @@ type TrustBackend interface {
 	// Roots are as the answering node knows them.
 	Roots(ctx context.Context, call Call) (Roots, error)
 	SetRoots(ctx context.Context, call Call, in RootsInput) (RootSet, error)
+}
+
+// MemberBackend serves /v1/nodes and /v1/cluster/manifest, to admins.
+type MemberBackend interface {
+	AdoptManifest(ctx context.Context, call Call, in ManifestInput) (Cluster, error)
+	JoinNode(ctx context.Context, call Call, id string) (Node, error)
+	PromoteNode(ctx context.Context, call Call, id string) (Node, error)
+	RemoveNode(ctx context.Context, call Call, id string, in RemoveNodeInput) (Node, error)
+	HandOver(ctx context.Context, call Call, id string) (Node, error)
 }
 
 // AuditBackend serves /v1/audit.

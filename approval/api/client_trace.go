@@ -29,7 +29,7 @@ func RouteOf(path string) string {
 	parts := strings.Split(path, "/")
 	if len(parts) > 3 && parts[1] == "v1" {
 		switch parts[2] {
-		case "requests", "grants", "changes", "issuers":
+		case "requests", "grants", "changes", "issuers", "nodes":
 			parts[3] = "{id}"
 		}
 	}

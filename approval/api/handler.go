@@ -26,6 +26,8 @@ import (
 const (
 	// MaxBody is how long a request's body may be.
 	MaxBody = 64 << 10
+	// MaxManifest is how long that of POST /v1/cluster/manifest may be.
+	MaxManifest = 1 << 20
 	// MaxWait is how long a read may block.
 	MaxWait = 60 * time.Second
 	// bodyTimeout is how long a body may take to arrive.
@@ -273,12 +275,21 @@ func (h *Handler) Refuse(w http.ResponseWriter, r *http.Request, p *Problem) {
 	h.Problem(w, r, p)
 }
 
+// BodyLimit is how long the body of a call may be.
+func BodyLimit(r *http.Request) int64 {
+	if r.URL.Path == pathManifest {
+		return MaxManifest
+	}
+	return MaxBody
+}
+
 // bufferBody reads the body within its limits and replaces it by what was read.
 func bufferBody(w http.ResponseWriter, r *http.Request) (*http.Request, *Problem) {
-	if r.ContentLength > MaxBody {
+	limit := BodyLimit(r)
+	if r.ContentLength > limit {
 		return nil, tooLarge()
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	var tooBig *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooBig):

@@ -90,6 +90,7 @@ func (h *Handler) routes(r *registrar) {
 	h.changeRoutes(r)
 	h.directoryRoutes(r)
 	h.trustRoutes(r)
+	h.memberRoutes(r)
 	h.auditRoutes(r)
 	h.streamRoutes(r)
 }
@@ -203,6 +204,32 @@ func (h *Handler) trustRoutes(r *registrar) {
 	post(r, "setRoots", "/v1/roots", "Put a roots document in force; for admins, and signed by a root in force",
 		func(ctx context.Context, in *postInput[RootsInput]) (RootSet, error) {
 			return b.SetRoots(ctx, callFrom(ctx, false), in.Body)
+		})
+}
+
+const pathManifest = "/v1/cluster/manifest"
+
+func (h *Handler) memberRoutes(r *registrar) {
+	b := h.backend
+	post(r, "adoptManifest", pathManifest, "Make the nodes of a newer manifest known; for admins, and signed by an identity root in force",
+		func(ctx context.Context, in *postInput[ManifestInput]) (Cluster, error) {
+			return b.AdoptManifest(ctx, callFrom(ctx, false), in.Body)
+		})
+	post(r, "joinNode", "/v1/nodes/{id}/join", "Send a known node the log, without giving it a vote; for admins",
+		func(ctx context.Context, in *postIDInput[NodeInput]) (Node, error) {
+			return b.JoinNode(ctx, callFrom(ctx, false), in.ID)
+		})
+	post(r, "promoteNode", "/v1/nodes/{id}/promote", "Give a node a vote once it has caught up; for admins",
+		func(ctx context.Context, in *postIDInput[NodeInput]) (Node, error) {
+			return b.PromoteNode(ctx, callFrom(ctx, false), in.ID)
+		})
+	post(r, "removeNode", "/v1/nodes/{id}/remove", "Take a node out of the cluster and its issuers out of use; for admins",
+		func(ctx context.Context, in *postIDInput[RemoveNodeInput]) (Node, error) {
+			return b.RemoveNode(ctx, callFrom(ctx, false), in.ID, in.Body)
+		})
+	post(r, "handOver", "/v1/nodes/{id}/lead", "Have this node lead; for admins",
+		func(ctx context.Context, in *postIDInput[NodeInput]) (Node, error) {
+			return b.HandOver(ctx, callFrom(ctx, false), in.ID)
 		})
 }
 

@@ -308,6 +308,8 @@ type Cluster struct {
 	Leader           string   `json:"leader,omitempty"`
 	Term             uint64   `json:"term"`
 	Index            uint64   `json:"index" doc:"last applied log index"`
+	Manifest         uint64   `json:"manifest" doc:"sequence number of the newest manifest taken"`
+	Commands         int      `json:"commands" doc:"version of commands that all nodes have agreed on"`
 	Nodes            []Node   `json:"nodes"`
 	Issuers          []Issuer `json:"issuers"`
 	Blocked          []Block  `json:"blocked"`
@@ -320,7 +322,14 @@ type Node struct {
 	RaftAddress string `json:"raft_address"`
 	AuditKey    string `json:"audit_key" doc:"verifier key of its checkpoints, in note form"`
 	Leader      bool   `json:"leader"`
+	Role        string `json:"role" enum:"voter,nonvoter,none" doc:"voter: counts for the quorum; nonvoter: is sent the log; none: known, and not joined yet"`
+
+	SilentFor *Duration `json:"silent_for,omitempty" doc:"since the leader last heard it; absent when it never did, or where the answering node does not lead"`
+	Behind    *uint64   `json:"behind,omitempty" doc:"log entries that the leader does not know it to have"`
 }
+
+// NodeUnjoined is the Role of a node that is known and not joined.
+const NodeUnjoined = "none"
 
 // Kinds of change, each needing two admins other than its author.
 const (
