@@ -46,6 +46,7 @@ type Config struct {
 	Meter      metric.MeterProvider    // nil: none
 	Metrics    http.Handler            // served at /metrics of Admin; nil: none
 	Limits     Limits                  // zero: the recommended ones
+	Cleanup    Cleanup                 // zero: members are removed by admins only
 	OpenConfig func(*raftstore.Config) // nil, or a last word on the store's configuration, for simulations
 
 	// speaks makes the node one of another release: see approval.Machine.
@@ -119,6 +120,7 @@ type settings struct {
 	tracer      trace.TracerProvider
 	meter       metric.MeterProvider
 	limits      Limits
+	cleanup     Cleanup
 	failpoint   func(place string) error
 }
 
@@ -152,6 +154,10 @@ func (c Config) settings() (settings, error) {
 		log: c.Logger.With(slog.String("node", c.Node.ID)), now: c.Now,
 		skew: c.Skew, strictSVID: c.StrictSVID,
 		tracer: c.Tracer, meter: c.Meter, limits: c.Limits.filled(), failpoint: c.failpoint,
+	}
+	var err error
+	if s.cleanup, err = c.Cleanup.checked(); err != nil {
+		return settings{}, fmt.Errorf("control: Cleanup: %w", err)
 	}
 	if s.failpoint == nil {
 		s.failpoint = func(string) error { return nil }

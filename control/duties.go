@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/hallpass/hallpass/approval"
 	"github.com/hallpass/hallpass/ca"
@@ -16,9 +17,9 @@ import (
 // leader that dies half-way leaves nothing undone and nothing done twice.
 func (n *node) lead(ctx context.Context) {
 	n.log.LogAttrs(ctx, slog.LevelInfo, "leading")
-	said := ""
+	since, said := time.Now(), ""
 	for ctx.Err() == nil {
-		err := errors.Join(n.duties(ctx), n.memberDuties(ctx))
+		err := errors.Join(n.duties(ctx), n.memberDuties(ctx, since))
 		if now := fmt.Sprint(err); err != nil && ctx.Err() == nil && now != said {
 			said = now
 			n.log.LogAttrs(ctx, slog.LevelWarn, "leader duty failed", slog.String("error", now))
@@ -54,11 +55,11 @@ func (n *node) duties(ctx context.Context) error {
 }
 
 // memberDuties keeps the membership what it was made.
-func (n *node) memberDuties(ctx context.Context) error {
+func (n *node) memberDuties(ctx context.Context, since time.Time) error {
 	if n.version.Load() == 0 {
 		return nil // nothing is known of the state yet
 	}
-	err := errors.Join(n.adoptOwn(ctx), n.dropForgotten(ctx), n.raiseVersion(ctx))
+	err := errors.Join(n.adoptOwn(ctx), n.dropForgotten(ctx), n.raiseVersion(ctx), n.removeDead(ctx, since))
 	if errors.Is(err, approval.ErrNotFound) {
 		return nil // not bootstrapped yet
 	}

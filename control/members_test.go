@@ -32,7 +32,7 @@ func (c *cluster) sign(id string) {
 		ID: id, TrustDomain: c.manifest.TrustDomain, APIAddress: ls[0].Addr().String(), RaftAddress: ls[1].Addr().String(),
 	})
 	must(c.t, err)
-	c.manifest, err = ca.SignNodes(c.offline.dir, []ca.NodeRequest{r}, ca.SignOptions{Add: true})
+	c.manifest, err = ca.SignNodes(c.dir, []ca.NodeRequest{r}, ca.SignOptions{Add: true})
 	must(c.t, err)
 	node, err := ca.LoadNode(dir, c.manifest)
 	must(c.t, err)
@@ -87,8 +87,8 @@ func TestReplaceNode(t *testing.T) {
 	if cl.Manifest != 2 || len(cl.Nodes) != 4 {
 		t.Errorf("adopted: manifest %d with %d nodes", cl.Manifest, len(cl.Nodes))
 	}
-	_, err = ann.JoinNode(ctx, "n4")
-	wantProblem(t, err, api.CodeConflict) // it does not run
+	_, err = c.once(c.leader(), "user/ann").JoinNode(ctx, "n4")
+	wantProblem(t, err, api.CodeUnavailable) // it does not run
 
 	c.start("n4")
 	_, err = c.as("user/bob").JoinNode(ctx, "n4")
@@ -154,7 +154,7 @@ func TestReplaceUnderOldName(t *testing.T) {
 	ann := c.as("user/ann")
 	lost := c.follower().ID()
 	c.halt(lost)
-	must(t, os.RemoveAll(filepath.Join(c.offline.dir, "data", lost)))
+	must(t, os.RemoveAll(filepath.Join(c.dir, "data", lost)))
 	c.sign(lost)
 	_, err := ann.AdoptManifest(ctx, c.manifestText())
 	if p := theProblem(t, err, api.CodeConflict); !strings.Contains(p.Next, "cluster remove "+lost) {
@@ -256,8 +256,8 @@ func TestManifestByFile(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, nil)
 	c.sign("n4")
-	c.listen["n4"][0].Close()
-	c.listen["n4"][1].Close()
+	must(t, c.listen["n4"][0].Close())
+	must(t, c.listen["n4"][1].Close())
 	for i := range 3 {
 		id := fmt.Sprintf("n%d", i+1)
 		c.halt(id)
@@ -419,4 +419,56 @@ func finding(h Health, check string) Finding {
 		}
 	}
 	return Finding{}
+}
+
+// TestCleanup: a member that nobody hears is removed, as far as enough are left,
+// and no further.
+func TestCleanup(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, func(cfg *Config) { cfg.Cleanup = Cleanup{After: 3 * time.Second} })
+	ctx := t.Context()
+	ann := c.as("user/ann")
+	for _, id := range []string{"n4", "n5"} {
+		c.sign(id)
+		_, err := ann.AdoptManifest(ctx, c.manifestText())
+		must(t, err)
+		c.start(id)
+		_, err = ann.JoinNode(ctx, id)
+		must(t, err)
+		if id == "n4" {
+			_, err = ann.PromoteNode(ctx, id)
+			must(t, err)
+		}
+	}
+	voters := func() map[string]raftstore.Role { return c.leader().Store().Membership() }
+	others := func() (ids []string) {
+		for _, r := range c.live() {
+			if !r.Store().IsLeader() && r.ID() != "n5" {
+				ids = append(ids, r.ID())
+			}
+		}
+		return ids
+	}
+	first := others()[0]
+	c.crash(first)
+	c.until("the voter is gone, of four", func() bool { return voters()[first] == raftstore.RoleNone })
+	leaves := c.leaves()
+	if last := leaves[len(leaves)-1]; last != "node.remove  "+first {
+		t.Errorf("the log says %q", last)
+	}
+	second := others()[0]
+	c.crash(second)
+	c.crash("n5")
+	c.until("the nonvoter is gone", func() bool { return voters()["n5"] == raftstore.RoleNone })
+	time.Sleep(2 * time.Second) // longer than it takes to remove what is due
+	if voters()[second] != raftstore.RoleVoter {
+		t.Errorf("the third voter was removed: %v", voters())
+	}
+	c.granted()
+	for name, bad := range map[string]Cleanup{"negative": {After: -1}, "two": {After: time.Hour, MinVoters: 2}} {
+		if _, err := bad.checked(); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	c.check()
 }

@@ -48,7 +48,7 @@ func (n *node) takeRoster(s approval.State) error {
 	if err != nil {
 		return err
 	}
-	n.version.Store(int32(version)) //nolint:gosec // a small number
+	n.version.Store(int32(version))
 	revision, err := s.RosterRevision()
 	if errors.Is(err, approval.ErrNotFound) {
 		return nil // not bootstrapped yet: the manifest's hold

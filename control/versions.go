@@ -54,9 +54,13 @@ func (n *node) askSpeaks(ctx context.Context, id string) (int, error) {
 // checkSpeaks refuses a node that would not understand what the others agreed on.
 func (n *node) checkSpeaks(ctx context.Context, id string) error {
 	knows, err := n.askSpeaks(ctx, id)
-	if err != nil {
-		return api.NewProblem(api.CodeConflict, fmt.Sprintf("node %q cannot be asked: %v", id, err),
-			"start it with the newest manifest, and see its log")
+	switch next := "start it with the newest manifest, and see its log"; {
+	case errors.Is(err, raftstore.ErrRefused), errors.Is(err, raftstore.ErrUnknownPeer):
+		return api.NewProblem(api.CodeConflict, fmt.Sprintf("node %q does not let the leader in: %v", id, err), next)
+	case err != nil: // it may be about to start
+		p := api.NewProblem(api.CodeUnavailable, fmt.Sprintf("node %q cannot be reached: %v", id, err), next)
+		p.RetryAfter = time.Second
+		return p
 	}
 	if agreed := int(n.version.Load()); knows < agreed {
 		return api.NewProblem(api.CodeConflict, fmt.Sprintf("node %q knows version %d of commands, and the cluster speaks %d", id, knows, agreed),
@@ -77,11 +81,10 @@ func (n *node) raiseVersion(ctx context.Context) error {
 		if id == n.node.ID {
 			continue
 		}
-		knows, err := n.askSpeaks(ctx, id)
-		if err != nil || knows <= agreed {
-			n.log.LogAttrs(ctx, slog.LevelDebug, "a node does not know the next version of commands yet",
-				slog.String("of", id), slog.Int("knows", knows))
-			return nil
+		if knows, err := n.askSpeaks(ctx, id); err != nil || knows <= agreed {
+			n.log.LogAttrs(ctx, slog.LevelDebug, "a node is not known to know the next version of commands",
+				slog.String("of", id), slog.Int("knows", knows), slog.Any("error", err))
+			return nil //nolint:nilerr // one that cannot be asked is waited for
 		}
 	}
 	cmd, err := n.command(ctx, approval.RaiseVersion{Version: agreed + 1})

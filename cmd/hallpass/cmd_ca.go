@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -231,6 +232,8 @@ type signFlags struct {
 	ranges  []string
 	replace bool
 	renew   bool
+	add     bool
+	drop    []string
 	life    time.Duration
 }
 
@@ -250,13 +253,19 @@ same one. The same requests again change nothing.
 Issuers may name hosts under --dns-domain and --ip-range only: by default the
 trust domain, localhost and loopback.
 
+With --add it signs the nodes of the REQUESTs and leaves those in the manifest as
+they are; --drop takes nodes out. The manifest has the next sequence number then,
+and the running cluster takes it with cluster adopt.
+
 With --renew it signs successors for nodes that are members already, ahead of
 the end of what they have, one FOLDER/renewed/NODE.json each. The running cluster
 takes them with issuer install.`,
 		Example: `  hallpass ca sign-node --dir ca n1/node-request.json n2/node-request.json n3/node-request.json
+  hallpass ca sign-node --dir ca --add n4/node-request.json
+  hallpass ca sign-node --dir ca --drop n3
   hallpass ca sign-node --dir ca --renew n1/node-request.json`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
+			if len(args) == 0 && len(f.drop) == 0 {
 				return usagef("%s: no REQUEST given", cmd.CommandPath())
 			}
 			return nil
@@ -269,6 +278,8 @@ takes them with issuer install.`,
 	flags.StringSliceVar(&f.ranges, "ip-range", nil, "addresses that services may have, as a `prefix` such as 10.0.0.0/8; repeat for more")
 	flags.BoolVar(&f.replace, "replace", false, "make another cluster of these nodes: a new manifest instead of the one that is there")
 	flags.BoolVar(&f.renew, "renew", false, "sign successors for members of the cluster; its manifest stays")
+	flags.BoolVar(&f.add, "add", false, "sign these nodes, and leave those in the manifest as they are")
+	flags.StringSliceVar(&f.drop, "drop", nil, "take the `node` out of the manifest; repeat for more")
 	flags.DurationVar(&f.life, "life", ca.IssuerLife, "how long the certificates live, at most 90 days")
 	return cmd
 }
@@ -277,12 +288,13 @@ takes them with issuer install.`,
 type signedNodes struct {
 	Manifest string       `json:"manifest"`
 	Cluster  string       `json:"cluster"`
+	Sequence uint64       `json:"sequence"`
 	Nodes    []signedNode `json:"nodes"`
 }
 
 type signedNode struct {
 	ID          string    `json:"id"`
-	Fingerprint string    `json:"fingerprint"` // of its request
+	Fingerprint string    `json:"fingerprint,omitempty"` // of its request, where it was signed now
 	APIAddress  string    `json:"api_address"`
 	RaftAddress string    `json:"raft_address"`
 	NotAfter    time.Time `json:"not_after"`
@@ -292,10 +304,14 @@ func (a *app) signNodes(files []string, f signFlags) error {
 	if f.dir == "" {
 		return usagef("no folder given: --dir FOLDER")
 	}
+	edits := f.add || len(f.drop) > 0
 	if f.replace && f.renew {
 		return usagef("--replace and --renew: one of them")
 	}
-	o := ca.SignOptions{DNSDomains: f.domains, Replace: f.replace, Life: f.life, Now: a.now()}
+	if edits && (f.replace || f.renew) {
+		return usagef("--add and --drop change the manifest, --replace and --renew do something else: one of them")
+	}
+	o := ca.SignOptions{DNSDomains: f.domains, Replace: f.replace, Add: f.add, Drop: f.drop, Life: f.life, Now: a.now()}
 	for _, text := range f.ranges {
 		_, ipNet, err := net.ParseCIDR(text)
 		if err != nil {
@@ -320,12 +336,12 @@ func (a *app) signNodes(files []string, f signFlags) error {
 	}
 	m, err := ca.SignNodes(f.dir, requests, o)
 	if errors.Is(err, ca.ErrExists) {
-		return fmt.Errorf("%w: --replace signs again", err)
+		return fmt.Errorf("%w: --add signs new nodes, --replace all of them again", err)
 	}
 	if err != nil {
 		return err
 	}
-	out := signedNodes{Manifest: filepath.Join(f.dir, ca.ManifestFile), Cluster: m.Cluster}
+	out := signedNodes{Manifest: filepath.Join(f.dir, ca.ManifestFile), Cluster: m.Cluster, Sequence: m.Sequence}
 	for _, n := range m.Nodes {
 		out.Nodes = append(out.Nodes, signedNode{
 			ID: n.ID, Fingerprint: prints[n.ID], APIAddress: n.APIAddress, RaftAddress: n.RaftAddress,
@@ -335,12 +351,17 @@ func (a *app) signNodes(files []string, f signFlags) error {
 	err = a.print(out, func(w *tabular) {
 		w.field("manifest", out.Manifest)
 		w.field("cluster", out.Cluster)
+		w.field("sequence", strconv.FormatUint(out.Sequence, 10))
 		w.line("")
 		w.row("NODE", "API", "RAFT", "UNTIL", "REQUEST")
 		for _, n := range out.Nodes {
 			w.row(n.ID, n.APIAddress, n.RaftAddress, w.when(n.NotAfter), n.Fingerprint)
 		}
 	})
-	a.next("copy %s to every node, then: hallpass server --config FILE", out.Manifest)
+	if edits {
+		a.next("to the cluster: hallpass cluster adopt %s", out.Manifest)
+	} else {
+		a.next("copy %s to every node, then: hallpass server --config FILE", out.Manifest)
+	}
 	return err
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -342,5 +343,45 @@ func opensslRun(t *testing.T, args ...string) {
 	t.Helper()
 	if out, err := exec.CommandContext(t.Context(), "openssl", args...).CombinedOutput(); err != nil {
 		t.Fatalf("openssl %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+// A node is added and dropped without the others' requests, and the manifest says which it is.
+func TestCASignNodeAgain(t *testing.T) {
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	ok := func(args ...string) ran {
+		t.Helper()
+		got := run(t, nil, args...)
+		if got.status != exitOK {
+			t.Fatalf("hallpass %s: %+v", strings.Join(args, " "), got)
+		}
+		return got
+	}
+	ok("ca", "init", "--dir", in("ca"), "--trust-domain", "acme.test", "--admin", "ada,grace,linus")
+	request := func(id string, port int) string {
+		ok("server", "init", "--dir", in(id), "--node", id, "--trust-domain", "acme.test",
+			"--raft-address", fmt.Sprintf("127.0.0.1:%d", port), "--api-address", fmt.Sprintf("127.0.0.1:%d", port+1))
+		return filepath.Join(in(id), ca.NodeRequestFile)
+	}
+	n1, n2 := request("n1", 7001), request("n2", 7003)
+	if got := ok("ca", "sign-node", "--dir", in("ca"), n1); !strings.Contains(got.stdout, "sequence  1") || !strings.Contains(got.stderr, "hallpass server") {
+		t.Errorf("%+v", got)
+	}
+	if got := ok("ca", "sign-node", "--dir", in("ca"), "--add", n2); !strings.Contains(got.stdout, "sequence  2") || !strings.Contains(got.stdout, "n1 ") || !strings.Contains(got.stderr, "hallpass cluster adopt "+in("ca")) {
+		t.Errorf("%+v", got)
+	}
+	if got := ok("ca", "sign-node", "--dir", in("ca"), "--drop", "n1"); !strings.Contains(got.stdout, "sequence  3") || strings.Contains(got.stdout, "n1 ") {
+		t.Errorf("%+v", got)
+	}
+	for _, more := range [][]string{
+		{"--add", "--replace", n1}, {"--add", "--renew", n1}, {"--drop", "n2", "--renew"}, {},
+	} {
+		if got := run(t, nil, append([]string{"ca", "sign-node", "--dir", in("ca")}, more...)...); got.status != exitUsage {
+			t.Errorf("%q: %+v", more, got)
+		}
+	}
+	if got := run(t, nil, "ca", "sign-node", "--dir", in("ca"), "--drop", "n9"); got.status != exitError || !strings.Contains(got.stderr, `no node "n9"`) {
+		t.Errorf("%+v", got)
 	}
 }

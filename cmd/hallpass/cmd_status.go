@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -104,68 +103,6 @@ func orNone(s string) string {
 		return "none"
 	}
 	return s
-}
-
-func (a *app) newClusterCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "cluster", Short: "The control plane: status"}
-	var stale bool
-	show := &cobra.Command{
-		Use:   "status",
-		Short: "Nodes, leader, issuers, blocked subjects",
-		Args:  exactArgs(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.call(cmd.Context(), func(ctx context.Context, c *api.Client) error {
-				var opts []api.CallOption
-				if stale {
-					opts = append(opts, api.Stale())
-				}
-				cl, err := c.Cluster(ctx, opts...)
-				if err != nil {
-					return err
-				}
-				return a.print(cl, func(w *tabular) { clusterTable(w, cl) })
-			})
-		},
-	}
-	show.Flags().BoolVar(&stale, "stale", false, "take one node's own word, without asking the leader")
-	cmd.AddCommand(show)
-	return cmd
-}
-
-func clusterTable(w *tabular, cl api.Cluster) {
-	w.field("cluster", cl.ID)
-	w.field("trust domain", cl.TrustDomain)
-	w.field("grants", cl.GrantTrustDomain)
-	w.field("epoch", strconv.FormatUint(cl.Epoch, 10))
-	w.field("leader", orNone(cl.Leader))
-	w.field("term", strconv.FormatUint(cl.Term, 10))
-	w.field("index", strconv.FormatUint(cl.Index, 10))
-	w.field("answered by", cl.Node)
-	w.line("")
-	w.row("NODE", "ROLE", "API", "RAFT")
-	for _, n := range cl.Nodes {
-		role := "follower"
-		if n.Leader {
-			role = "leader"
-		}
-		w.row(n.ID, role, n.APIAddress, n.RaftAddress)
-	}
-	w.line("")
-	w.row("ISSUER", "NODE", "ROLE", "UNTIL", "")
-	for _, i := range cl.Issuers {
-		denied := ""
-		if i.Denied != nil {
-			denied = "denied"
-		}
-		w.row(i.ID, i.Node, i.Role, w.when(i.NotAfter), denied)
-	}
-	if len(cl.Blocked) > 0 {
-		w.line("")
-		w.row("BLOCKED", "BY", "REASON")
-		for _, b := range cl.Blocked {
-			w.row(b.Subject, b.By, b.Reason)
-		}
-	}
 }
 
 func (a *app) newBundleCommand() *cobra.Command {

@@ -43,7 +43,7 @@ func newWorld(t *testing.T) *world {
 		}
 	}
 	var pairs []string
-	for _, n := range nodeNames() {
+	for _, n := range append(nodeNames(), "n4") {
 		pairs = append(pairs, n+".acme.test:8443", fmt.Sprintf("localhost:%d", w.port(t, n+"-api")))
 		pairs = append(pairs, n+".acme.test:7443", fmt.Sprintf("localhost:%d", w.port(t, n+"-raft")))
 		w.port(t, n+"-admin")

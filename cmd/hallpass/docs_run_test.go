@@ -42,6 +42,7 @@ func TestPagesRun(t *testing.T) {
 		{"health", p.health},
 		{"a rolling restart", p.restart},
 		{"policy, groups and persons", p.changes},
+		{"nodes come and go", p.nodesComeAndGo},
 		{"every ninety days", p.ninetyDays},
 		{"something was stolen", p.stolen},
 		{"the audit log", p.audit},

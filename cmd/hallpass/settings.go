@@ -30,7 +30,17 @@ type serverSettings struct {
 	Skew     time.Duration `yaml:"skew" doc:"how far certificates are backdated for slow clocks (default 10s)"`
 	Strict   bool          `yaml:"strict_svid" doc:"give grant certificates both extended key usages"`
 	Dev      bool          `yaml:"dev" doc:"accept development roots, on loopback only"`
+	Cleanup  cleanup       `yaml:"cleanup"`
 }
+
+// cleanup is when members are removed that nobody hears any more.
+type cleanup struct {
+	After     time.Duration `yaml:"after" doc:"remove a member that the leader has not heard for this long (default never)"`
+	MinVoters int           `yaml:"min_voters" doc:"how many voters that leaves at least (default 3, which is the least)"`
+}
+
+// minCleanup keeps a reboot, or a switch that is exchanged, from costing a node.
+const minCleanup = time.Hour
 
 // listen is where a node listens.
 type listen struct {
@@ -118,6 +128,12 @@ func (s serverSettings) check() error {
 	}
 	if err := control.CheckLogStore(s.LogStore); err != nil {
 		errs = append(errs, fmt.Errorf("%w: log_store: %w", config.ErrConfig, err))
+	}
+	if after := s.Cleanup.After; after != 0 && after < minCleanup {
+		errs = append(errs, fmt.Errorf("%w: cleanup.after: %s is below %s: a machine that restarts would be removed", config.ErrConfig, after, minCleanup))
+	}
+	if n := s.Cleanup.MinVoters; n != 0 && n < 3 {
+		errs = append(errs, fmt.Errorf("%w: cleanup.min_voters: %d: want 3 or more", config.ErrConfig, n))
 	}
 	if s.Listen.Admin != "" && !localAddress(s.Listen.Admin) {
 		errs = append(errs, fmt.Errorf("%w: listen.admin: %s is not loopback: health and metrics have no authentication", config.ErrConfig, s.Listen.Admin))
