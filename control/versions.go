@@ -84,7 +84,7 @@ func (n *node) raiseVersion(ctx context.Context) error {
 		if knows, err := n.askSpeaks(ctx, id); err != nil || knows <= agreed {
 			n.log.LogAttrs(ctx, slog.LevelDebug, "a node is not known to know the next version of commands",
 				slog.String("of", id), slog.Int("knows", knows), slog.Any("error", err))
-			return nil //nolint:nilerr // one that cannot be asked is waited for
+			return nil // one that cannot be asked is waited for
 		}
 	}
 	cmd, err := n.command(ctx, approval.RaiseVersion{Version: agreed + 1})
