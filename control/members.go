@@ -133,6 +133,11 @@ func memberProblem(err error) error {
 	if errors.Is(err, raftstore.ErrMembership) {
 		return api.NewProblem(api.CodeConflict, words(err), "see hallpass cluster status")
 	}
+	if errors.Is(err, raftstore.ErrTransfer) {
+		p := api.NewProblem(api.CodeUnavailable, words(err), "try again in a moment")
+		p.RetryAfter = time.Second
+		return p
+	}
 	return storeProblem(err)
 }
 

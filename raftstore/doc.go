@@ -95,6 +95,8 @@
 //   - raft#612, a pipeline that never resumes: no pipelining.
 //   - raft#697, snapshots sent in an endless loop to a node whose uncommitted tail reaches past them: TrailingLogs keeps
 //     far more entries than a leader can append without a quorum before its lease ends.
+//   - VerifyLeader counts nonvoters, and waits for ever for a member that was removed meanwhile: the voters' answers are
+//     counted here, and raft's count is waited for no longer than an election takes.
 //   - NotifyCh stops raft while nobody reads: [Store.Lead] listens to LeaderCh, which drops, and takes each signal for an
 //     end and perhaps a beginning.
 //

@@ -18,6 +18,9 @@ var (
 	// ErrBusy is returned when the log takes no more commands for now.
 	ErrBusy = errors.New("raftstore: the log is not keeping up")
 
+	// ErrTransfer is returned when leadership was not handed over. This node may lead on.
+	ErrTransfer = errors.New("raftstore: leadership was not handed over")
+
 	// ErrTooLarge is returned when a command is over Config.MaxCommand bytes.
 	ErrTooLarge = errors.New("raftstore: command too large")
 

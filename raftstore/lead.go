@@ -156,7 +156,7 @@ func (s *Store) transfer(to string, first ...func() error) error {
 		return err
 	}
 	if !s.passing.CompareAndSwap(false, true) {
-		return errors.New("raftstore: leadership is being handed over already")
+		return fmt.Errorf("%w: it is being handed over already", ErrTransfer)
 	}
 	defer s.passing.Store(false)
 	if err := s.raft.Barrier(enqueueTimeout).Error(); err != nil {
@@ -170,7 +170,7 @@ func (s *Store) transfer(to string, first ...func() error) error {
 		}
 	}
 	if err := handOver().Error(); err != nil {
-		return errors.Join(errors.New("raftstore: hand over leadership"), err)
+		return fmt.Errorf("%w: %w", ErrTransfer, err)
 	}
 	return nil
 }

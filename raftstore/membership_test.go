@@ -524,3 +524,50 @@ func TestNoVoteBeforeCaughtUp(t *testing.T) {
 		})
 	}
 }
+
+// A read that is under way while a member is removed is answered: raft would wait for ever for the one that it asked and
+// talks to no more.
+func TestReadWhileAMemberIsRemoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newSimCluster(t, nil)
+		defer c.close()
+		leader := c.leaderAmong(0, "n1", "n2", "n3")
+		simPropose(t, leader, "set x 1")
+		var others []string
+		for _, m := range c.members {
+			if m.ID != leader.cfg.ID {
+				others = append(others, m.ID)
+			}
+		}
+		if err := leader.Remove(t.Context(), others[0]); err != nil {
+			t.Fatal(err)
+		}
+		release := make(chan struct{})
+		defer close(release)
+		c.net.change(func() {
+			c.net.answers[simLink{raft.ServerAddress(others[1]), raft.ServerAddress(leader.cfg.ID)}] = release
+		})
+		stuck := leader.raft.VerifyLeader()
+		read := make(chan error, 1)
+		go func() { read <- leader.Linearize(context.Background()) }()
+		time.Sleep(10 * time.Millisecond)
+		if err := leader.Remove(t.Context(), others[1]); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-read:
+			if err != nil {
+				t.Errorf("the only member cannot read: %v", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Error("the read hangs")
+		}
+		answered := make(chan error, 1)
+		go func() { answered <- stuck.Error() }()
+		select {
+		case err := <-answered:
+			t.Errorf("VerifyLeader = %v: it seems mended, so that it need not be given up", err)
+		case <-time.After(10 * time.Second):
+		}
+	})
+}

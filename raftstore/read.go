@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 )
 
 // View calls fn with the state as of index. What it reads may be older than what others have acknowledged: call Linearize
@@ -133,7 +134,7 @@ func (s *Store) confirm() error {
 	}
 	mark := s.trans.mark()
 	for {
-		if err := s.raft.VerifyLeader().Error(); err != nil {
+		if err := s.verifyLeader(); err != nil {
 			return s.notLeading()
 		}
 		if err := s.stillLeads(term); err != nil {
@@ -143,6 +144,22 @@ func (s *Store) confirm() error {
 			return nil
 		}
 		// The answers that VerifyLeader counted were to requests sent before this read. It has sent new ones since.
+	}
+}
+
+// verifyLeader has raft ask everybody, and waits for what comes of it, but not for longer than an election takes: raft
+// counts on for ever when one of those that it asked is no member any more. What counts is confirmedBy.
+func (s *Store) verifyLeader() error {
+	future := s.raft.VerifyLeader()
+	answered := make(chan error, 1)
+	go func() { answered <- future.Error() }() // ends with the leadership at the latest
+	patience := time.NewTimer(s.cfg.Timing.Election)
+	defer patience.Stop()
+	select {
+	case err := <-answered:
+		return err
+	case <-patience.C:
+		return nil
 	}
 }
 
