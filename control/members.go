@@ -108,6 +108,9 @@ func (b backend) changeMember(ctx context.Context, call api.Call, id string, bod
 		out = b.wireNode(node, b.store.Status())
 		return err
 	})
+	if errors.Is(err, approval.ErrNotFound) {
+		return b.changedBefore(ctx, call, body, err)
+	}
 	if err != nil {
 		return out, b.counted(ctx, err)
 	}
@@ -126,6 +129,23 @@ func (b backend) changeMember(ctx context.Context, call api.Call, id string, bod
 		}
 	}
 	return out, nil
+}
+
+// changedBefore answers a call about a node that is not known: perhaps since this
+// very call, made before, took it out. What that left undone, dropForgotten does.
+func (b backend) changedBefore(ctx context.Context, call api.Call, body approval.Body, notFound error) (api.Node, error) {
+	if call.Key == "" {
+		return api.Node{}, b.counted(ctx, notFound)
+	}
+	res, err := b.propose(ctx, call, body)
+	if err != nil {
+		return api.Node{}, b.counted(ctx, err)
+	}
+	node, ok := res.Object.(approval.Node)
+	if !ok {
+		return api.Node{}, fmt.Errorf("result is a %T, not a node", res.Object)
+	}
+	return b.wireNode(node, b.store.Status()), nil
 }
 
 // memberProblem says why a membership stays as it is.

@@ -187,8 +187,15 @@ func TestRemoveLeader(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, nil)
 	old := c.leader().ID()
-	_, err := c.as("user/ann").RemoveNode(t.Context(), old, api.RemoveNodeInput{Reason: "moves to another rack", Retired: true})
+	gone := api.RemoveNodeInput{Reason: "moves to another rack", Retired: true}
+	_, err := c.as("user/ann").RemoveNode(t.Context(), old, gone, api.WithKey("once"))
 	must(t, err)
+	again, err := c.as("user/ann").RemoveNode(t.Context(), old, gone, api.WithKey("once"))
+	if err != nil || again.ID != old {
+		t.Errorf("the same call again: %+v, %v", again, err)
+	}
+	_, err = c.as("user/ann").RemoveNode(t.Context(), old, gone)
+	wantProblem(t, err, api.CodeNotFound)
 	if now := c.leader().ID(); now == old {
 		t.Errorf("%s still leads", now)
 	}

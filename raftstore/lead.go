@@ -149,7 +149,7 @@ func (s *Store) transfer(to string, first ...func() error) error {
 		return fmt.Errorf("%w: %q leads already", ErrMembership, to)
 	case to != "" && !all[to]:
 		return fmt.Errorf("%w: %q does not vote, so it cannot lead", ErrMembership, to)
-	case to != "" && !s.reachable(to):
+	case to != "" && !s.soon(func() bool { return s.reachable(to) }):
 		return fmt.Errorf("%w: %q has not been heard lately", ErrMembership, to)
 	}
 	if err := all(first); err != nil { // a command: before commands are held back

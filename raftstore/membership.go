@@ -187,16 +187,37 @@ func (s *Store) change(ctx context.Context, start func() (raft.Future, error)) e
 // quorumReachable refuses a set of voters of which fewer than a quorum answer: the change itself would commit, perhaps,
 // and nothing after it.
 func (s *Store) quorumReachable(after map[string]bool) error {
-	var heard int
-	for id := range after {
-		if id == s.cfg.ID || s.reachable(id) {
-			heard++
+	need, heard := len(after)/2+1, 0
+	enough := s.soon(func() bool {
+		heard = 0
+		for id := range after {
+			if id == s.cfg.ID || s.reachable(id) {
+				heard++
+			}
 		}
-	}
-	if need := len(after)/2 + 1; len(after) == 0 || heard < need {
+		return heard >= need
+	})
+	if len(after) == 0 || !enough {
 		return fmt.Errorf("%w: %d of %d voters would be reachable, and a quorum is %d", ErrMembership, heard, len(after), need)
 	}
 	return nil
+}
+
+// soon waits for what a leader learns within its first heartbeats.
+func (s *Store) soon(fn func() bool) bool {
+	tick := time.NewTicker(s.cfg.Timing.Heartbeat / 10)
+	defer tick.Stop()
+	for range 10 * reachableWithin {
+		if fn() {
+			return true
+		}
+		select {
+		case <-tick.C:
+		case <-s.ctx.Done():
+			return false
+		}
+	}
+	return fn()
 }
 
 func (s *Store) reachable(id string) bool {
