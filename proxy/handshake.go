@@ -19,7 +19,7 @@ import (
 // connection has ended.
 func (p *Proxy) welcome(ctx context.Context, raw net.Conn, web *web) {
 	started := p.cfg.now()
-	open, shaking := p.open.Add(1), p.shaking.Add(1)
+	open := p.open.Add(1)
 	admitted, alerted := false, false
 	defer func() {
 		if admitted {
@@ -33,19 +33,21 @@ func (p *Proxy) welcome(ctx context.Context, raw net.Conn, web *web) {
 	}()
 	switch {
 	case !p.access.admits():
-		p.shaking.Add(-1)
 		p.access.skip()
 		p.tele.reason(ctx, p.tele.refused, reasonLogUnavailable)
 		return
-	case open > int64(p.cfg.limits.conns) || shaking > int64(p.cfg.limits.handshakes):
-		p.shaking.Add(-1)
+	case open > int64(p.cfg.limits.conns) && !p.shaking.makeRoom():
 		p.turnedAway(ctx, raw, started, nil, refuse(reasonLimit, "too many connections"))
 		return
 	}
 	sock := &socket{Conn: raw}
+	shaking := p.shaking.begin(raw, p.cfg.limits.handshakes)
 	t, adm, m, err := p.handshake(ctx, sock)
-	p.shaking.Add(-1)
+	p.shaking.end(shaking)
 	alerted = true
+	if shaking.dropped.Load() {
+		err = refuse(reasonLimit, "too many handshakes")
+	}
 	if err != nil {
 		p.turnedAway(ctx, raw, started, adm, err)
 		return

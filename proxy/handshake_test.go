@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -208,6 +209,44 @@ func TestNotTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.record("plain HTTP", func(r logLine) bool { return r.Kind == kindHandshake && r.Reason == reasonNotTLS })
+}
+
+// TestSilentFlood: whoever connects and says nothing keeps nobody out, and is
+// recorded.
+func TestSilentFlood(t *testing.T) {
+	e := start(t, options{upstream: upstreamServer(t, echoHandler), edit: func(s *Settings) {
+		s.Limits.MaxHandshakes, s.Limits.MaxConnections, s.Limits.HandshakeTimeout = 4, 6, time.Hour
+	}})
+	flood := make([]net.Conn, 0, 12)
+	for i := range cap(flood) {
+		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", e.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		flood = append(flood, c)
+		e.eventually("its place", func() bool { return e.px.shaking.len() == min(i+1, 4) })
+	}
+	for range 5 { // the last two take places of silent ones
+		if a := e.must(e.client(e.pki.grant(time.Hour, "GET /**"), false), "GET", "/a"); a.status != 200 {
+			t.Errorf("status %d", a.status)
+		}
+	}
+	if err := flood[0].SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := flood[0].Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the oldest silent connection was left open: %v", err)
+	}
+	e.eventually("a record of each that had to go", func() bool {
+		n := 0
+		for _, r := range e.records() {
+			if r.Kind == kindHandshake && r.Reason == reasonLimit && r.Decision == decisionRefuse {
+				n++
+			}
+		}
+		return n >= 8
+	})
 }
 
 // TestConnectionLimits: the cap over all connections, and the one of a grant.

@@ -28,7 +28,7 @@ type Proxy struct {
 
 	conns    atomic.Uint64 // numbers connections
 	open     atomic.Int64  // sockets, those in their handshake included
-	shaking  atomic.Int64  // handshakes under way
+	shaking  greetings     // handshakes under way
 	active   atomic.Int64  // requests under way
 	serving  atomic.Bool
 	stopping atomic.Bool
