@@ -207,8 +207,9 @@ func (c held) check(s approval.State, serial, tbs string) error {
 	// It was made at some time between the call and its answer, by a clock that was right but for slack.
 	soonest, latest := c.began.Add(ttl-slack), c.ended.Add(ttl+slack)
 	if end.Before(soonest) {
-		soonest = end.Add(-time.Second) // whole seconds
+		soonest = end
 	}
+	soonest = soonest.Add(-time.Second) // a certificate's times are whole seconds
 	switch {
 	case c.leaf.NotAfter.After(end):
 		return fmt.Errorf("it ends at %s, after its grant or issuer at %s", c.leaf.NotAfter, end)
