@@ -32,6 +32,8 @@ type campaign struct {
 	each    map[string]*api.Client // asks one node alone, by its name
 	places  []Point
 	killed  map[string]int // by place; "" is any moment
+	before  map[string]int // the same, of the clusters before
+	tried   map[string]int // by place, of all clusters
 }
 
 func (c *campaign) kills() (n int) {
@@ -44,13 +46,14 @@ func (c *campaign) kills() (n int) {
 // TestKilled kills nodes of clusters with either log. Each cluster is a new one, so that each check
 // can be of everything.
 func TestKilled(t *testing.T) {
-	total, come := 0, make(map[string]int)
+	total, come, tried := 0, make(map[string]int), make(map[string]int)
 	for i, want := range []struct {
 		log   string
 		kills int
 	}{{"bolt", 70}, {"bolt", 70}, {"wal", 65}} {
 		t.Run(fmt.Sprintf("%d %s", i+1, want.log), func(t *testing.T) {
 			c := newCampaign(t, want.log, uint64(i))
+			c.before, c.tried = come, tried
 			c.breakUntil(want.kills)
 			c.nothingLost()
 			total += c.kills()
@@ -94,14 +97,15 @@ func newCampaign(t *testing.T, log string, n uint64) *campaign {
 // breakUntil comes by all places in turn, and kills at any moment in between.
 func (c *campaign) breakUntil(kills int) {
 	c.t.Helper()
-	var next []Point
-	for c.kills() < kills {
-		if len(next) == 0 {
-			next = slices.Clone(c.places)
-			c.rand.Shuffle(len(next), func(i, j int) { next[i], next[j] = next[j], next[i] })
+	for {
+		from := c.places
+		if c.kills() >= kills {
+			if from = c.missed(); len(from) == 0 {
+				return
+			}
 		}
-		p := next[0]
-		next = next[1:]
+		p := c.next(from)
+		c.tried[p.Place]++
 		switch p.When {
 		case Leading:
 			c.whileWorking(p, c.leader(), 8)
@@ -125,6 +129,21 @@ func (c *campaign) breakUntil(kills int) {
 			c.t.Fatal(err)
 		}
 	}
+}
+
+// next is one of those that were tried the least.
+func (c *campaign) next(from []Point) Point {
+	least := slices.MinFunc(from, func(a, b Point) int { return c.tried[a.Place] - c.tried[b.Place] })
+	from = slices.DeleteFunc(slices.Clone(from), func(p Point) bool { return c.tried[p.Place] > c.tried[least.Place] })
+	return from[c.rand.IntN(len(from))]
+}
+
+// missed are the places that nothing was killed at yet and that may be tried again: which node does
+// what is not for a test to say.
+func (c *campaign) missed() []Point {
+	return slices.DeleteFunc(slices.Clone(c.places), func(p Point) bool {
+		return c.killed[p.Place]+c.before[p.Place] > 0 || c.tried[p.Place] >= 8
+	})
 }
 
 // some are n of the nodes.
