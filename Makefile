@@ -87,7 +87,7 @@ destroy: ## remove every container, volume and network of `make up`
 test-compose: image ## drive the real containers: kill the leader, cut a node off, restart all, lose nothing
 	$(GO) test -tags compose -count=1 -timeout 15m -v ./deploy/...
 
-test-faults: ## kill real nodes 200 times at the worst moments, fill their disks, damage their files (root: tmpfs)
+test-faults: ## kill real nodes 200 times at the worst moments, and ask each for all it promised
 	$(GO) test -tags faults -count=1 -timeout 15m -v ./internal/faults
 
 clean: ## remove what was built here (not the volumes: make destroy)

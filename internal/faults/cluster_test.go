@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -61,8 +60,7 @@ type node struct {
 	name            string
 	dir             string // with its configuration, keys and data
 	binary          string
-	api, raft, http string   // addresses; http is the admin one
-	within          []string // the command that it is run by, for a node with a disk of its own
+	api, raft, http string // addresses; http is the admin one
 
 	mu   sync.Mutex
 	proc *process // guarded by mu; nil before the first start
@@ -189,7 +187,7 @@ func (n *node) data() string    { return filepath.Join(n.dir, "data") }
 func (n *node) order() string   { return filepath.Join(n.dir, "failpoint") }
 func (n *node) logFile() string { return filepath.Join(n.dir, "log") }
 func (n *node) command() []string {
-	return append(slices.Clip(n.within), n.binary, "server", "--config", filepath.Join(n.dir, "server.yaml"))
+	return []string{n.binary, "server", "--config", filepath.Join(n.dir, "server.yaml")}
 }
 
 // said is the end of a node's log.

@@ -14,7 +14,4 @@
 // the files, which reach the compiler by `go build -overlay`, so that no binary that ships can have
 // them. The same copies have smaller thresholds, so that what a node does once in hours (a
 // snapshot, a new segment, a log that is cut) happens every second.
-//
-// The other tests fill a node's disk, and hand nodes and proxies files that are cut short, torn or
-// have bits flipped: they go on with what is right, or refuse with a sentence that says what to do.
 package faults
