@@ -131,6 +131,8 @@ func (p *puts) write(ctx context.Context, lane int) error {
 	return nil
 }
 
+func (*puts) finish(context.Context) error { return nil }
+
 // appendField writes a field of bytes of a protobuf message.
 func appendField(to []byte, number byte, value []byte) []byte {
 	return append(binary.AppendUvarint(append(to, number<<3|2), uint64(len(value))), value...)

@@ -16,6 +16,8 @@ import (
 // work is what a load did in its time.
 type work struct {
 	requests  int64
+	failed    int64           // calls that repeat made anew
+	failure   error           // the first of them
 	latencies []time.Duration // of each request, when they were asked for
 }
 

@@ -76,10 +76,16 @@ const patience = 10 * time.Second
 // repeat has lanes call one after the other for d. A call that fails is not
 // counted; the time that it takes is.
 func repeat(ctx context.Context, lanes int, d time.Duration, call func(ctx context.Context, lane int) error) (work, error) {
+	var failed atomic.Int64
+	var first atomic.Pointer[error]
 	done, err := drive(ctx, lanes, func(ctx context.Context, count *atomic.Int64, lane int) error {
 		good := time.Now()
 		for end := time.Now().Add(d); time.Now().Before(end); {
 			err := call(ctx, lane)
+			if err != nil {
+				failed.Add(1)
+				first.CompareAndSwap(nil, &err)
+			}
 			switch {
 			case err == nil:
 				good = time.Now()
@@ -94,6 +100,9 @@ func repeat(ctx context.Context, lanes int, d time.Duration, call func(ctx conte
 	})
 	if all, ok := err.(interface{ Unwrap() []error }); ok { // of what errors.Join returns, one will do
 		err = all.Unwrap()[0]
+	}
+	if done.failed = failed.Load(); done.failed > 0 {
+		done.failure = *first.Load()
 	}
 	return done, err
 }
