@@ -72,6 +72,7 @@ type offline struct {
 	manifest ca.Manifest
 	listen   map[string][2]net.Listener // API and Raft, held until the node starts
 	nodes    []*ca.Node
+	believed []*x509.Certificate // the roots that clients go by; nil: the manifest's
 }
 
 func newOffline(t testing.TB, size int) *offline {
@@ -154,7 +155,11 @@ func certificate(chain []*x509.Certificate, key crypto.Signer) tls.Certificate {
 
 func (o *offline) roots() *x509.CertPool {
 	p := x509.NewCertPool()
-	for _, c := range o.manifest.IdentityRoots {
+	roots := o.believed
+	if roots == nil {
+		roots = o.manifest.IdentityRoots
+	}
+	for _, c := range roots {
 		p.AddCert(c)
 	}
 	return p
