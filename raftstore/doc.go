@@ -93,8 +93,9 @@
 //     the node halts. A hung write is never reported as failed, for it may yet land.
 //   - A term that cannot be written makes raft panic: it is told otherwise while the node halts.
 //   - raft#612, a pipeline that never resumes: no pipelining.
-//   - raft#697, snapshots sent in an endless loop to a node whose uncommitted tail reaches past them: TrailingLogs keeps
-//     far more entries than a leader can append without a quorum before its lease ends.
+//   - raft#697, snapshots sent in an endless loop to a node whose log reaches past them: a leader's question about the
+//     snapshot's own index is answered before raft sees it. TestLostAnswerAfterASnapshot gets there by one lost message.
+//     TrailingLogs keeps far more entries than a leader can append without a quorum before its lease ends, besides.
 //   - VerifyLeader counts nonvoters, and waits for ever for a member that was removed meanwhile: the voters' answers are
 //     counted here, and raft's count is waited for no longer than an election takes.
 //   - NotifyCh stops raft while nobody reads: [Store.Lead] listens to LeaderCh, which drops, and takes each signal for an

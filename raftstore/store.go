@@ -179,7 +179,7 @@ func (s *Store) startRaft(conf *raft.Config) error {
 		s.place.become(settled)
 	}
 	s.trans.inbound = make(chan raft.RPC)
-	s.duties.Go(func() { s.trans.relay(s.ctx, s.place.admits) })
+	s.duties.Go(func() { s.trans.relay(s.ctx, s.place.admits, s.bridge) })
 	machine := &fsm{
 		machine: s.cfg.Machine, state: s.state, records: s.records, applied: s.applied, halt: s.halt, logger: s.logger,
 	}

@@ -66,8 +66,8 @@ func (t *transport) Consumer() <-chan raft.RPC {
 	return t.inbound
 }
 
-// relay passes on the requests that admits has nothing against, until ctx ends. inbound MUST have been made before raft was.
-func (t *transport) relay(ctx context.Context, admits func(request any) error) {
+// relay passes on the requests that admits has nothing against, as mend returns them, until ctx ends. inbound MUST have been made before raft was.
+func (t *transport) relay(ctx context.Context, admits func(request any) error, mend func(request any) any) {
 	for {
 		var rpc raft.RPC
 		select {
@@ -79,6 +79,7 @@ func (t *transport) relay(ctx context.Context, admits func(request any) error) {
 			rpc.Respond(nil, err)
 			continue
 		}
+		rpc.Command = mend(rpc.Command)
 		select {
 		case t.inbound <- rpc:
 		case <-ctx.Done():
