@@ -224,7 +224,7 @@ func (t *turn) perform() (Object, error) {
 	case CancelRequest:
 		return t.cancelRequest(b)
 	case Tick:
-		return t.tick()
+		return t.tick(b)
 	case IssueGrant:
 		return t.issueGrant(b)
 	case RevokeGrant:
@@ -279,7 +279,10 @@ func (t *turn) finish(result *Result) error {
 		result.Object = c
 	}
 	t.pruneKept(maxIdemPrune)
-	if err := t.keep(*result); err != nil {
+	if _, err := t.pruneIssues(maxIssuePrune); err != nil {
+		return err
+	}
+	if err := t.keepResult(*result); err != nil {
 		return err
 	}
 	t.save([]byte(keyMeta), t.m)

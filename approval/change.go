@@ -49,7 +49,9 @@ func (t *turn) proposeChange(b ProposeChange) (Object, error) {
 		return nil, err
 	}
 	c.Hash = hash
-	t.index4(prefixChangeList, u, string(c.State), "", "", c.Author)
+	for _, k := range changeIndex(c) {
+		t.mark(k)
+	}
 	t.Put(pairKey(prefixPendingChg, c.Author, string(u[:])), until(c.Expires))
 	t.mark(dueAt(prefixDue, c.Expires, dueChange, string(u[:])))
 	t.saveChange(&c)
@@ -85,13 +87,25 @@ func (t *turn) saveChange(c *Change) {
 	t.save(keyUID(prefixChange, u), c)
 }
 
+// changeIndex is the keys that list a change.
+func changeIndex(c Change) [][]byte {
+	u, _ := parseUID(c.ID)
+	d := u.turned()
+	return [][]byte{
+		keyUID(prefixChangeAll, d), pairKey(prefixChangeState, string(c.State), string(d[:])),
+		pairKey(prefixChangeAuthor, c.Author, string(d[:])),
+	}
+}
+
 // endChange takes a change out of the pending ones, for good.
 func (t *turn) endChange(c *Change, state ChangeState) {
 	u, _ := parseUID(c.ID)
-	t.moveState(prefixChangeList, u, string(c.State), string(state))
+	t.leaveState(prefixChangeState, u, string(c.State))
+	t.enterState(prefixChangeState, u, string(state))
 	t.unmark(pairKey(prefixPendingChg, c.Author, string(u[:])))
 	t.unmark(dueAt(prefixDue, c.Expires, dueChange, string(u[:])))
 	c.State, c.Ended, c.EndedBy = state, t.now, t.cmd.Actor
+	t.mark(dueAt(prefixEnded, c.Ended, endedChange, string(u[:])))
 	t.saveChange(c)
 }
 

@@ -58,11 +58,12 @@ type checker struct {
 	want map[string][]byte // nil: the key is an object's, its value is checked elsewhere
 	errs []error
 
-	persons map[string]Person
-	groups  map[string]Group
-	byID    map[string]string // SPIFFE ID → person
-	grantOf map[string]Grant
-	issuers map[string]Issuer
+	persons   map[string]Person
+	groups    map[string]Group
+	byID      map[string]string // SPIFFE ID → person
+	grantOf   map[string]Grant
+	requestOf map[string]Request
+	issuers   map[string]Issuer
 }
 
 func (c *checker) bad(format string, args ...any) {

@@ -1,34 +1,83 @@
 package approval
 
 import (
+	"bytes"
 	"maps"
 	"slices"
 
 	"github.com/hallpass/hallpass/grant"
 )
 
-// wantIndexes says which list indexes an object must have.
-func (c *checker) wantIndexes(letter string, u uid, state, service, subject, requester string) {
-	d := newDraft(readOnly{c.r})
-	(&turn{draft: d}).index4(letter, u, state, service, subject, requester)
-	maps.Copy(c.want, d.writes)
+// records returns all records of requests by id, whether they can be read or not.
+func (c *checker) records() map[uid]storedRequest {
+	all := map[uid]storedRequest{}
+	for at, record := range objects[storedRequest](c, prefixRecord) {
+		if len(at) != len(uid{}) {
+			c.bad("request kept at %x", at)
+			continue
+		}
+		all[uid([]byte(at)).turned()] = record
+	}
+	return all
 }
 
 func (c *checker) requests() {
-	inOrder(objects[Request](c, prefixRequest), func(at string, r Request) {
-		u, ok := parseUID(r.ID)
-		c.need(ok && string(u[:]) == at, "request %q is kept as %x", r.ID, at)
-		c.wantIndexes(prefixRequestList, u, string(r.State), r.Service, r.Subject, r.Requester)
-		if r.State == RequestPending {
-			c.want[string(pairKey(prefixPendingReq, r.Requester, at))] = until(r.Expires)
-			c.mark(dueAt(prefixDue, r.Expires, dueRequest, at))
+	c.grantOf, c.requestOf = map[string]Grant{}, map[string]Request{}
+	records := c.records()
+	for _, u := range slices.SortedFunc(maps.Keys(records), func(a, b uid) int { return slices.Compare(a[:], b[:]) }) {
+		r, err := records[u].unpack(u)
+		if err != nil {
+			c.bad("%v", err)
+			continue
 		}
-		c.need((r.State == RequestPending) == (r.Ended == 0), "request %s is %s and ended at %q", r.ID, r.State, r.Ended)
-		_, granted, err := load[Grant](c.r, key(prefixGrant, at))
-		c.need(err == nil && granted == (r.State == RequestApproved), "request %s is %s, grant: %v", r.ID, r.State, granted)
-		c.revisions(r)
-		c.decisions(r)
-	})
+		g, granted, err := records[u].unpackGrant(u, c.m.GrantTrustDomain)
+		if err != nil {
+			c.bad("%v", err)
+			continue
+		}
+		again, err := pack(r, nil)
+		if granted {
+			c.grantOf[g.ID] = g
+			again, err = pack(r, &g)
+		}
+		c.need(err == nil && sameRecord(again, records[u]), "request %s is not kept as it is written: %v", r.ID, err)
+		c.requestOf[r.ID] = r
+		c.request(u, r, granted)
+	}
+}
+
+func sameRecord(a, b storedRequest) bool {
+	x, err := encoder.Marshal(a)
+	if err != nil {
+		return false
+	}
+	y, err := encoder.Marshal(b)
+	return err == nil && bytes.Equal(x, y)
+}
+
+func (c *checker) request(u uid, r Request, granted bool) {
+	for _, k := range recordIndex(r) {
+		c.mark(k)
+	}
+	c.wantState(prefixRequestState, u, string(r.State))
+	at := string(u[:])
+	if r.State == RequestPending {
+		c.want[string(pairKey(prefixPendingReq, r.Requester, at))] = until(r.Expires)
+		c.mark(dueAt(prefixDue, r.Expires, dueRequest, at))
+	} else if !granted {
+		c.mark(dueAt(prefixEnded, r.Ended, endedRecord, at))
+	}
+	c.need((r.State == RequestPending) == (r.Ended == 0), "request %s is %s and ended at %q", r.ID, r.State, r.Ended)
+	c.need(granted == (r.State == RequestApproved), "request %s is %s, grant: %v", r.ID, r.State, granted)
+	c.revisions(r)
+	c.decisions(r)
+}
+
+// wantState says where among the lists by state an object must be.
+func (c *checker) wantState(prefix string, u uid, state string) {
+	d := newDraft(readOnly{c.r})
+	(&turn{draft: d}).enterState(prefix, u, state)
+	maps.Copy(c.want, d.writes)
 }
 
 // revisions checks that each revision is hashed right and narrows the one before.
@@ -64,37 +113,22 @@ func (c *checker) decisions(r Request) {
 }
 
 func (c *checker) grants() {
-	c.grantOf = map[string]Grant{}
-	inOrder(objects[Grant](c, prefixGrant), func(at string, g Grant) {
-		u, ok := parseUID(g.ID)
-		c.need(ok && string(u[:]) == at, "grant %q is kept as %x", g.ID, at)
-		c.grantOf[g.ID] = g
-		c.wantIndexes(prefixGrantList, u, string(g.State), g.Service, g.Subject, g.Requester)
+	inOrder(c.grantOf, func(id string, g Grant) {
+		u, _ := parseUID(id)
+		at := string(u[:])
+		c.wantState(prefixGrantState, u, string(g.State))
 		if g.State == GrantActive {
 			c.want[string(pairKey(prefixLiveGrant, g.Subject, at))] = until(g.Expiry)
 			c.mark(dueAt(prefixDue, g.Expiry, dueGrant, at))
+		} else {
+			c.mark(dueAt(prefixEnded, g.Ended, endedRecord, at))
 		}
 		c.need((g.State == GrantActive) == (g.Ended == 0), "grant %s is %s and ended at %q", g.ID, g.State, g.Ended)
-		r, err := c.s.Request(g.ID)
-		if err != nil {
-			c.bad("grant %s: %v", g.ID, err)
-			return
-		}
-		v := r.Current()
-		c.need(g.Hash == v.Hash && g.Subject == r.Subject && g.Requester == r.Requester && g.Service == r.Service &&
-			slices.Equal(g.Permissions, v.Permissions) && g.CSRKey == r.CSRKey && g.CertificateTTL == r.CertificateTTL,
-			"grant %s is not what was approved", g.ID)
+		r := c.requestOf[id]
 		c.need(g.NotBefore >= g.Created && g.NotBefore >= r.Start && g.Expiry > g.NotBefore &&
-			int64(g.Expiry-g.NotBefore) <= v.DurationMS, "grant %s lives from %s to %s", g.ID, g.NotBefore, g.Expiry)
-		c.grantName(g)
+			int64(g.Expiry-g.NotBefore) <= r.Current().DurationMS, "grant %s lives from %s to %s", g.ID, g.NotBefore, g.Expiry)
 		c.votes(g, r)
 	})
-}
-
-func (c *checker) grantName(g Grant) {
-	t := &turn{draft: newDraft(readOnly{c.r}), m: c.m}
-	want, err := t.grantID(Request{ID: g.ID, Service: g.Service, Subject: g.Subject}, g.Permissions)
-	c.need(err == nil && want == g.SPIFFEID, "grant %s is called %s: %v", g.ID, g.SPIFFEID, err)
 }
 
 // votes checks, apart from how they were counted, that the votes kept on a

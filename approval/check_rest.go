@@ -19,6 +19,7 @@ func (c *checker) issues() {
 	tbs := map[string]string{}
 	inOrder(objects[Issue](c, prefixIssue), func(serial string, i Issue) {
 		c.need(i.Serial == serial && checkSerial(serial) == nil, "certificate %q is kept as %q", i.Serial, serial)
+		c.mark(dueAt(prefixIssueDue, i.NotAfter, endedIssue, serial))
 		c.need(tbs[i.TBSHash] == "", "certificates %s and %s are one", tbs[i.TBSHash], serial)
 		tbs[i.TBSHash] = serial
 		issuer, ok := c.issuers[i.Issuer]
@@ -43,7 +44,11 @@ func (c *checker) issues() {
 		of[g.ID] = tally{of[g.ID].n + 1, max(of[g.ID].last, i.NotAfter)}
 	})
 	inOrder(c.grantOf, func(id string, g Grant) {
-		c.need(of[id] == tally{g.Issued, g.LatestNotAfter}, "grant %s counts %d certificates until %q", id, g.Issued, g.LatestNotAfter)
+		// The records of those that ended long ago are gone, the last one's last.
+		c.need(of[id].n <= g.Issued && (of[id].n > 0 || g.LatestNotAfter.Add(IssueLife) <= c.m.LastNow),
+			"grant %s counts %d certificates until %q, %d are kept", id, g.Issued, g.LatestNotAfter, of[id].n)
+		c.need(of[id].n == 0 || of[id].last == g.LatestNotAfter, "grant %s counts certificates until %q, not %q", id, g.LatestNotAfter, of[id].last)
+		c.need(of[id].n == g.Issued || g.Created.Add(IssueLife) < c.m.LastNow, "grant %s counts %d certificates, %d are kept", id, g.Issued, of[id].n)
 	})
 }
 
@@ -51,8 +56,12 @@ func (c *checker) changes() {
 	inOrder(objects[Change](c, prefixChange), func(at string, g Change) {
 		u, ok := parseUID(g.ID)
 		c.need(ok && string(u[:]) == at, "change %q is kept as %x", g.ID, at)
-		c.wantIndexes(prefixChangeList, u, string(g.State), "", "", g.Author)
-		if g.State == ChangePending {
+		for _, k := range changeIndex(g) {
+			c.mark(k)
+		}
+		if g.State != ChangePending {
+			c.mark(dueAt(prefixEnded, g.Ended, endedChange, at))
+		} else {
 			c.want[string(pairKey(prefixPendingChg, g.Author, at))] = until(g.Expires)
 			c.mark(dueAt(prefixDue, g.Expires, dueChange, at))
 		}

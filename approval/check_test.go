@@ -66,29 +66,47 @@ func tamper[T any](t *testing.T, m *memory, prefix string, fits func(T) bool, ch
 func TestCheckFindsWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	w := busyWorld(t)
-	active := func(g Grant) bool { return g.State == GrantActive }
-	revoked := func(g Grant) bool { return g.State == GrantRevoked }
+	active := func(s storedRequest) bool { return s.Grant != nil && grantStates()[s.Grant.State] == GrantActive }
+	revoked := func(s storedRequest) bool { return s.Grant != nil && grantStates()[s.Grant.State] == GrantRevoked }
+	pending := func(s storedRequest) bool { return requestStates()[s.State] == RequestPending }
 	anyIssue := func(Issue) bool { return true }
-	approved := func(r Request) bool { return r.State == RequestApproved }
-	grantOf := func(name string, fits func(Grant) bool, change func(*Grant)) (string, func(*testing.T, *memory)) {
-		return "grant: " + name, func(t *testing.T, m *memory) { tamper(t, m, prefixGrant, fits, change) }
-	}
 	cases := map[string]func(*testing.T, *memory){}
 	add := func(name string, fn func(*testing.T, *memory)) { cases[name] = fn }
-	add(grantOf("no votes", active, func(g *Grant) { g.Votes = nil }))
-	add(grantOf("the requester's vote", active, func(g *Grant) { g.Votes[0].Person = "alice" }))
-	add(grantOf("a vote never given", active, func(g *Grant) { g.Votes[0].Person = "carol" }))
-	add(grantOf("a vote for another group", active, func(g *Grant) { g.Votes[0].Group = "security" }))
-	add(grantOf("a vote twice", active, func(g *Grant) { g.Votes = append(g.Votes, g.Votes[0]) }))
-	add(grantOf("needs nobody", active, func(g *Grant) { g.Requirements, g.Votes = nil, nil }))
-	add(grantOf("lives longer", active, func(g *Grant) { g.Expiry++ }))
-	add(grantOf("more permissions", active, func(g *Grant) { g.Permissions = []string{"* /**"} }))
-	add(grantOf("another name", active, func(g *Grant) { g.SPIFFEID += "x" }))
-	add(grantOf("another subject", active, func(g *Grant) { g.Subject = spiffe("bob") }))
-	add(grantOf("fewer certificates", active, func(g *Grant) { g.Issued = 0 }))
-	add(grantOf("certificates end earlier", revoked, func(g *Grant) { g.LatestNotAfter-- }))
-	add(grantOf("alive again", revoked, func(g *Grant) { g.State = GrantActive }))
-	add(grantOf("revoked before its certificate", revoked, func(g *Grant) { g.Index = 1 }))
+	record := func(name string, fits func(storedRequest) bool, change func(*storedRequest)) {
+		add(name, func(t *testing.T, m *memory) { tamper(t, m, prefixRecord, fits, change) })
+	}
+	last := func(s *storedRequest) *storedRevision { return &s.Revisions[len(s.Revisions)-1] }
+	record("grant: no votes", active, func(s *storedRequest) { s.Grant.Votes = nil })
+	record("grant: a vote never given", active, func(s *storedRequest) { s.Grant.Votes[0].Decision = 7 })
+	record("grant: a vote for no group", active, func(s *storedRequest) { s.Grant.Votes[0].Group = 99 })
+	record("grant: a vote for another group", active, func(s *storedRequest) {
+		s.Names = append(s.Names, "security")
+		s.Grant.Votes[0].Group = len(s.Names)
+	})
+	record("grant: a vote twice", active, func(s *storedRequest) { s.Grant.Votes = append(s.Grant.Votes, s.Grant.Votes[0]) })
+	record("grant: a vote that was a deny", active, func(s *storedRequest) { s.Decisions[0].Deny = true })
+	record("grant: needs nobody", active, func(s *storedRequest) { last(s).Requirements, s.Grant.Votes = nil, nil })
+	record("grant: lives longer", active, func(s *storedRequest) { s.Grant.Expiry++ })
+	record("grant: begins before it was made", active, func(s *storedRequest) { s.Grant.NotBefore-- })
+	record("grant: more permissions", active, func(s *storedRequest) { last(s).Permissions = []string{"* /**"} })
+	record("grant: no permission that there is", active, func(s *storedRequest) { last(s).Permissions = []string{"x"} })
+	record("grant: another subject", active, func(s *storedRequest) { s.Subject = s.Decisions[0].Actor })
+	record("grant: fewer certificates", active, func(s *storedRequest) { s.Grant.Issued = 0 })
+	record("grant: certificates end earlier", revoked, func(s *storedRequest) { s.Grant.LatestNotAfter-- })
+	record("grant: alive again", revoked, func(s *storedRequest) { s.Grant.State = 1 })
+	record("grant: of no state", revoked, func(s *storedRequest) { s.Grant.State = 9 })
+	record("grant: revoked before its certificate", revoked, func(s *storedRequest) { s.Grant.Index = 1 })
+	record("grant: none", active, func(s *storedRequest) { s.Grant = nil })
+	record("request: another reason", active, func(s *storedRequest) { s.Reason = "another" })
+	record("request: decided by requester", active, func(s *storedRequest) { s.Decisions[0].Person = s.RequesterPerson })
+	record("request: decided twice", active, func(s *storedRequest) { s.Decisions = append(s.Decisions, s.Decisions[0]) })
+	record("request: decided by someone with no name", active, func(s *storedRequest) { s.Decisions[0].Person = 0 })
+	record("request: pending again", active, func(s *storedRequest) { s.State = 1 })
+	record("request: approved without a grant", pending, func(s *storedRequest) { s.State, s.Ended = 0, 1 })
+	record("request: decided on other text", active, func(s *storedRequest) { s.Decisions[0].Revision = 5 })
+	record("request: says nothing", pending, func(s *storedRequest) { s.Revisions = nil })
+	record("request: a name nobody uses", pending, func(s *storedRequest) { s.Names = append(s.Names, "eve") })
+	record("request: ended before it began", active, func(s *storedRequest) { s.Ended = -5 })
 	for name, change := range map[string]func(*Issue){
 		"outlives its grant":  func(i *Issue) { i.NotAfter += 3_600_000 },
 		"of another grant":    func(i *Issue) { i.Grant = "019ca8a0-3e80-7000-8000-000000000001" },
@@ -100,16 +118,6 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		"recorded out of its": func(i *Issue) { i.At = i.NotAfter },
 	} {
 		add("certificate: "+name, func(t *testing.T, m *memory) { tamper(t, m, prefixIssue, anyIssue, change) })
-	}
-	for name, change := range map[string]func(*Request){
-		"another reason":        func(r *Request) { r.Reason = "another" },
-		"decided by requester":  func(r *Request) { r.Decisions[0].Person = "alice" },
-		"decided twice":         func(r *Request) { r.Decisions = append(r.Decisions, r.Decisions[0]) },
-		"pending again":         func(r *Request) { r.State = RequestPending },
-		"longer certificates":   func(r *Request) { r.CertificateTTL++ },
-		"decided on other text": func(r *Request) { r.Decisions[0].Hash = sha256Hex(nil) },
-	} {
-		add("request: "+name, func(t *testing.T, m *memory) { tamper(t, m, prefixRequest, approved, change) })
 	}
 	for name, change := range map[string]func(*Change){
 		"applied on one approval": func(c *Change) { c.State = ChangeApplied },

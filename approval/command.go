@@ -131,8 +131,11 @@ type CancelRequest struct {
 	Request string `cbor:"1,keyasint"`
 }
 
-// Tick expires what is due. The actor is the cluster.
-type Tick struct{}
+// Tick expires what is due, and forgets what ended longer ago than it says. The
+// actor is the cluster.
+type Tick struct {
+	RetainMS int64 `cbor:"1,keyasint"` // from MinRetention to MaxRetention
+}
 
 // IssueGrant records a grant certificate before it is signed. The actor is the
 // grant's subject.

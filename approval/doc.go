@@ -68,6 +68,15 @@
 // certificates is over; a denied issuer until it would have ended itself, because
 // who has stolen its key signs without telling us.
 //
+// # What is kept
+//
+// A request and its grant are one record (stored.go), in which nothing stands
+// twice: a cluster keeps a million of them and sends them all in a snapshot. What
+// ended longer ago than the leader's tick says is forgotten, by a command with the
+// time in it as everything else. Records of certificates go a week after the
+// certificate. The audit log keeps all of it: the bodies of its leaves are beside
+// the state, and in the state are the hashes that no body can be without.
+//
 // # Bounds
 //
 // Each list that is asked for is a range of keys, newest first; the table is in

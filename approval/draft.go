@@ -106,12 +106,17 @@ func (d *draft) commit() {
 func (d *draft) save(key []byte, record any) {
 	data, err := encoder.Marshal(record)
 	if err != nil {
-		if d.err == nil {
-			d.err = fmt.Errorf("approval: encode record at %q: %w", key, err)
-		}
+		d.fail(fmt.Errorf("approval: encode record at %q: %w", key, err))
 		return
 	}
 	d.Put(key, data)
+}
+
+// fail has the command refused, whatever else it did.
+func (d *draft) fail(err error) {
+	if d.err == nil {
+		d.err = err
+	}
 }
 
 // mark writes an index key that has nothing to say besides being there.

@@ -15,7 +15,5 @@ func (t *turn) leaveFeed(item dueItem) string {
 		return item.id
 	}
 	t.Delete(key(prefixFeedGrant, item.id))
-	var u uid
-	copy(u[:], item.id)
-	return u.String()
+	return item.uid().String()
 }

@@ -80,7 +80,7 @@ func fittingCommands(w *world) []Command {
 	narrow.Permissions, narrow.Duration = []string{"grpc bank.Ledger/Read"}, 60_000
 	create := w.create("payments", []string{"GET /accounts/**"}, time.Minute)
 	create.Subject = spiffe("alice")
-	late := w.command("", Tick{})
+	late := w.command("", aTick())
 	late.Now += (2 * time.Hour).Milliseconds()
 	return []Command{
 		w.command("alice", create), w.command("bob", narrow), w.command("carol", w.decide(r[0].ID, Deny)),

@@ -24,7 +24,7 @@ func (t *turn) approve(r *Request, votes []Vote) (*grantDetails, error) {
 		return nil, limited("%s has %d live grants", r.Subject, n).then("return some that are not in use")
 	}
 	v := r.Current()
-	id, err := t.grantID(*r, v.Permissions)
+	id, err := grantID(t.m.GrantTrustDomain, *r, v.Permissions)
 	if err != nil {
 		return nil, err
 	}
@@ -43,28 +43,24 @@ func (t *turn) approve(r *Request, votes []Vote) (*grantDetails, error) {
 		return nil, expired("what request %s asks for ended at %s", r.ID, g.Expiry).then("ask again")
 	}
 	u, _ := parseUID(g.ID)
-	t.index4(prefixGrantList, u, string(g.State), g.Service, g.Subject, g.Requester)
+	t.enterState(prefixGrantState, u, string(g.State))
 	t.Put(pairKey(prefixLiveGrant, g.Subject, string(u[:])), until(g.Expiry))
 	t.mark(dueAt(prefixDue, g.Expiry, dueGrant, string(u[:])))
-	t.saveGrant(&g)
 	t.endRequest(r, RequestApproved)
+	t.saveGrant(&g)
 	return &grantDetails{SPIFFEID: g.SPIFFEID, NotBefore: g.NotBefore, Expiry: g.Expiry, Votes: g.Votes, State: g.State}, nil
-}
-
-func (t *turn) saveGrant(g *Grant) {
-	u, _ := parseUID(g.ID)
-	g.Index = t.index
-	t.save(keyUID(prefixGrant, u), g)
 }
 
 // endGrant ends a grant for good; one that is cut short goes on the feed for as
 // long as one of its certificates may be alive.
 func (t *turn) endGrant(g *Grant, state GrantState, reason string) grantDetails {
 	u, _ := parseUID(g.ID)
-	t.moveState(prefixGrantList, u, string(g.State), string(state))
+	t.leaveState(prefixGrantState, u, string(g.State))
+	t.enterState(prefixGrantState, u, string(state))
 	t.unmark(pairKey(prefixLiveGrant, g.Subject, string(u[:])))
 	t.unmark(dueAt(prefixDue, g.Expiry, dueGrant, string(u[:])))
 	g.State, g.Ended, g.EndedBy, g.EndReason = state, t.now, t.cmd.Actor, reason
+	t.mark(dueAt(prefixEnded, g.Ended, endedRecord, string(u[:])))
 	t.saveGrant(g)
 	d := grantDetails{State: state, Reason: reason}
 	if g.LatestNotAfter != 0 && state != GrantExpired {

@@ -44,8 +44,8 @@ func (t *turn) replay() (Result, bool, error) {
 	return result, true, nil
 }
 
-// keep stores the result of the command's call for IdemLife.
-func (t *turn) keep(r Result) error {
+// keepResult stores the result of the command's call for IdemLife.
+func (t *turn) keepResult(r Result) error {
 	if t.cmd.Idem == nil {
 		return nil
 	}

@@ -199,8 +199,8 @@ func TestInvariant11_EveryChangeHasOneAuditLeaf(t *testing.T) {
 	w.must(w.apply("ada", BlockSubject{Subject: spiffe("alice"), Reason: "stolen"}))
 	w.must(w.apply("ada", BlockSubject{Subject: spiffe("alice"), Reason: "stolen"}))
 	w.now = w.now.Add(time.Hour)
-	w.must(w.apply("", Tick{}))
-	w.must(w.apply("", Tick{}))
+	w.must(w.apply("", aTick()))
+	w.must(w.apply("", aTick()))
 
 	want := []string{"bootstrap", "request.create", "request.decide", "grant.issue", "subject.block", "tick"}
 	if got := w.leaves(); got != int64(len(want)) {
@@ -300,7 +300,7 @@ func TestInvariant13_AuthorityIsCheckedWhereItIsApplied(t *testing.T) {
 	w.refuse(ErrDenied, "dave", RevokeGrant{Grant: id, Reason: "mine"})
 	w.refuse(ErrDenied, "bob", BlockSubject{Subject: spiffe("alice"), Reason: "mine"})
 	w.refuse(ErrDenied, "bob", DenyIssuer{Issuer: issuerID("n1", RoleGrant), Reason: "mine"})
-	w.refuse(ErrDenied, "bob", Tick{})
+	w.refuse(ErrDenied, "bob", aTick())
 	w.refuse(ErrDenied, "", RevokeGrant{Grant: id, Reason: "mine"})
 	w.refuse(ErrConflict, "", firstCommand())
 	w.now = w.now.Add(10 * time.Minute)

@@ -151,6 +151,7 @@ func (t *turn) checkIssue(i Issue, ttl time.Duration) error {
 func (t *turn) writeIssue(i Issue) Issue {
 	i.By, i.At, i.Index = t.cmd.Actor, t.now, t.index
 	t.save(key(prefixIssue, i.Serial), i)
+	t.mark(dueAt(prefixIssueDue, i.NotAfter, endedIssue, i.Serial))
 	t.details = issueDetails{
 		Serial: i.Serial, SPIFFEID: i.SPIFFEID, TBSHash: i.TBSHash, Issuer: i.Issuer,
 		NotBefore: i.NotBefore, NotAfter: i.NotAfter, Key: i.Key, CSRBy: i.CSRBy,

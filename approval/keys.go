@@ -24,11 +24,14 @@ import (
 //	g/GROUP                  groups                        (Group)
 //	gm/PERSON 0 GROUP        whose member a person is
 //	b/SUBJECT                blocks                        (Block)
-//	r/<id>                   requests                      (Request)
-//	ra/<di> rs/STATE 0 <di> rv/SERVICE 0 <di> ru/SUBJECT 0 <di> rq/REQUESTER 0 <di>
-//	t/<id>                   grants                        (Grant), and ta/ ts/ tv/ tu/ tq/ as above
+//	r/<di>                   requests, each with its grant (storedRequest)
+//	rv/SERVICE 0 <di>        …by service
+//	rw/SPIFFE-ID 0 <di>      …by requester, and by subject
+//	rs/STATE 0 <di>          …by the state of the request, but for approved
+//	ts/STATE 0 <di>          …by the state of the grant, but for expired
 //	tl/SUBJECT 0 <id>        grants that have not ended, by subject → their expiry
-//	c/<id>                   changes                       (Change), and ca/ cs/ cq/ as above
+//	c/<id>                   changes                       (Change)
+//	ca/<di> cs/STATE 0 <di> cq/AUTHOR 0 <di>
 //	x/SERIAL                 certificates recorded         (Issue)
 //	xg/<id> SERIAL           …of a grant
 //	fg/<id> fi/ISSUER        the revocation feed           (FeedEntry)
@@ -37,41 +40,48 @@ import (
 //	k/HASH                   results kept for idempotency  (kept)
 //	kd/<ms> KIND HASH        when they are dropped
 //	d/<ms> KIND ID           what is due, and when
+//	e/<ms> KIND ID           what has ended, and when
+//	xd/<ms> KIND SERIAL      when certificates end
 //	ah/<n>                   tree hashes of the audit log from the roots of chunks up, n in 8 big-endian bytes
 //	ae/<level>               the last tree hash of a level below them, after its place in 8 bytes
 //
 // The bodies of the audit log are records beside the state: see Tx.Append.
 const (
-	keyMeta           = "m"
-	keyPolicy         = "y"
-	keyManifest       = "mf"
-	prefixNode        = "n/"
-	prefixIssuer      = "s/"
-	prefixRoots       = "o/"
-	prefixPerson      = "p/"
-	prefixPersonID    = "pi/"
-	prefixOwner       = "po/"
-	prefixGroup       = "g/"
-	prefixMember      = "gm/"
-	prefixBlock       = "b/"
-	prefixRequest     = "r/"
-	prefixGrant       = "t/"
-	prefixLiveGrant   = "tl/"
-	prefixChange      = "c/"
-	prefixIssue       = "x/"
-	prefixGrantIssue  = "xg/"
-	prefixFeedGrant   = "fg/"
-	prefixFeedIssuer  = "fi/"
-	prefixIdem        = "k/"
-	prefixIdemDue     = "kd/"
-	prefixDue         = "d/"
-	prefixPendingReq  = "rp/"
-	prefixPendingChg  = "cp/"
-	prefixAuditHash   = "ah/"
-	prefixAuditEdge   = "ae/"
-	prefixRequestList = "r"
-	prefixGrantList   = "t"
-	prefixChangeList  = "c"
+	keyMeta            = "m"
+	keyPolicy          = "y"
+	keyManifest        = "mf"
+	prefixNode         = "n/"
+	prefixIssuer       = "s/"
+	prefixRoots        = "o/"
+	prefixPerson       = "p/"
+	prefixPersonID     = "pi/"
+	prefixOwner        = "po/"
+	prefixGroup        = "g/"
+	prefixMember       = "gm/"
+	prefixBlock        = "b/"
+	prefixRecord       = "r/"
+	prefixByService    = "rv/"
+	prefixByWho        = "rw/"
+	prefixRequestState = "rs/"
+	prefixGrantState   = "ts/"
+	prefixLiveGrant    = "tl/"
+	prefixChange       = "c/"
+	prefixIssue        = "x/"
+	prefixGrantIssue   = "xg/"
+	prefixIssueDue     = "xd/"
+	prefixFeedGrant    = "fg/"
+	prefixFeedIssuer   = "fi/"
+	prefixIdem         = "k/"
+	prefixIdemDue      = "kd/"
+	prefixDue          = "d/"
+	prefixPendingReq   = "rp/"
+	prefixPendingChg   = "cp/"
+	prefixAuditHash    = "ah/"
+	prefixAuditEdge    = "ae/"
+	prefixEnded        = "e/"
+	prefixChangeAll    = "ca/"
+	prefixChangeState  = "cs/"
+	prefixChangeAuthor = "cq/"
 )
 
 // What is due, in the order in which it is done at one moment.
@@ -82,6 +92,13 @@ const (
 	dueFeedGrant  = 'u'
 	dueFeedIssuer = 'v'
 	dueIdem       = 'k'
+)
+
+// What has ended, or runs out without a leaf of its own.
+const (
+	endedRecord = 'r' // a request, with its grant if it came to one
+	endedChange = 'c'
+	endedIssue  = 'x'
 )
 
 // uid is a UUIDv7 as it stands in keys.
@@ -134,6 +151,9 @@ func (u uid) turned() uid {
 
 func key(prefix, name string) []byte { return append([]byte(prefix), name...) }
 
+// recordKey is where a request and its grant are kept, newest first.
+func recordKey(u uid) []byte { return keyUID(prefixRecord, u.turned()) }
+
 func keyUID(prefix string, u uid) []byte { return append([]byte(prefix), u[:]...) }
 
 // pairKey is prefix, first, NUL, second.
@@ -165,6 +185,12 @@ type dueItem struct {
 	at   Millis
 	kind byte
 	id   string
+}
+
+// uid is an id that is a UUID.
+func (i dueItem) uid() (u uid) {
+	copy(u[:], i.id)
+	return u
 }
 
 // parseDue takes a key that dueAt made apart.

@@ -75,6 +75,7 @@ const (
 
 // What one command does at most of work that has no other bound.
 const (
-	maxDue       = 256 // things that one tick ends
-	maxIdemPrune = 4   // kept results that one command drops
+	maxDue        = 256 // things that one tick ends
+	maxIdemPrune  = 4   // kept results that one command drops
+	maxIssuePrune = 4   // records of certificates that one command drops
 )

@@ -56,7 +56,7 @@ func TestWorkDoesNotGrowWithTheState(t *testing.T) {
 			reads[fmt.Sprintf("%d %s", i, c.Body.kind())] = on.reads
 		}
 		for name, query := range map[string]func(s State) error{
-			"due":       func(s State) error { s.Due(1); return nil },
+			"due":       func(s State) error { s.Due(1, Retention); return nil },
 			"pending":   func(s State) error { _, _, err := s.Requests(Filter{State: "pending"}); return err },
 			"by person": func(s State) error { _, _, err := s.Grants(Filter{Subject: spiffe("alice")}); return err },
 			"one page":  func(s State) error { _, _, err := s.Grants(Filter{Limit: 1}); return err },
@@ -93,12 +93,12 @@ func TestTickIsBounded(t *testing.T) {
 		w.must(w.quick("erin", b))
 	}
 	w.now = w.now.Add(time.Hour)
-	first := w.quick("", Tick{})
+	first := w.quick("", aTick())
 	if done := first.Object.(Ticked); len(done.Grants) != maxDue || !done.More {
 		t.Fatalf("%d grants, more %v", len(done.Grants), done.More)
 	}
 	w.check()
-	second := w.quick("", Tick{})
+	second := w.quick("", aTick())
 	if done := second.Object.(Ticked); len(done.Grants) != 10 || done.More {
 		t.Fatalf("%d grants, more %v", len(done.Grants), done.More)
 	}
@@ -198,8 +198,8 @@ func TestHostileTexts(t *testing.T) {
 			}
 		}
 		for _, c := range []Command{
-			{ID: text, Now: 1, Node: "n1", Body: Tick{}},
-			{ID: w.id(), Now: 1, Node: text, Body: Tick{}},
+			{ID: text, Now: 1, Node: "n1", Body: aTick()},
+			{ID: w.id(), Now: 1, Node: text, Body: aTick()},
 			{ID: w.id(), Now: 1, Node: "n1", Actor: text, Body: create},
 			{ID: w.id(), Now: 1, Node: "n1", Actor: spiffe("alice"), Trace: text + "-", Body: create},
 			{ID: w.id(), Now: 1, Node: "n1", Actor: spiffe("alice"), Idem: &Idem{BodyHash: sha256Hex(nil)}, Body: create},

@@ -26,7 +26,7 @@ const (
 // Requests returns a page of requests and the cursor of the next, "" at the
 // end.
 func (s State) Requests(f Filter) ([]Request, string, error) {
-	return list(s.r, prefixRequestList, f, f.State == string(RequestPending), func(r Request) bool {
+	return list(s.r, f.records(prefixRequestState, string(RequestPending)), f, s.requestAt, func(r Request) bool {
 		return (f.State == "" || f.State == string(r.State)) && (f.Service == "" || f.Service == r.Service) &&
 			(f.Subject == "" || f.Subject == r.Subject) && (f.Requester == "" || f.Requester == r.Requester)
 	})
@@ -34,39 +34,49 @@ func (s State) Requests(f Filter) ([]Request, string, error) {
 
 // Grants returns a page of grants and the cursor of the next, "" at the end.
 func (s State) Grants(f Filter) ([]Grant, string, error) {
-	return list(s.r, prefixGrantList, f, false, func(g Grant) bool {
+	return list(s.r, f.records(prefixGrantState, ""), f, s.grantAt, func(g Grant) bool {
 		return (f.State == "" || f.State == string(g.State)) && (f.Service == "" || f.Service == g.Service) &&
 			(f.Subject == "" || f.Subject == g.Subject) && (f.Requester == "" || f.Requester == g.Requester)
 	})
 }
 
+// records is the keys of requests, or of their grants, that leave the least to
+// look at. Those that are in the few state come before all others.
+func (f Filter) records(states, few string) []byte {
+	switch {
+	case few != "" && f.State == few:
+		return pairPrefix(states, f.State)
+	case f.Subject != "":
+		return pairPrefix(prefixByWho, f.Subject)
+	case f.Requester != "":
+		return pairPrefix(prefixByWho, f.Requester)
+	case f.Service != "":
+		return pairPrefix(prefixByService, f.Service)
+	case f.State != "" && !usual(states, f.State):
+		return pairPrefix(states, f.State)
+	}
+	return []byte(prefixRecord)
+}
+
 // Changes returns a page of changes and the cursor of the next, "" at the end.
 // Service and Subject do not apply to changes.
 func (s State) Changes(f Filter) ([]Change, string, error) {
-	f.Service, f.Subject = "", ""
-	return list(s.r, prefixChangeList, f, f.State == string(ChangePending), func(c Change) bool {
+	prefix := []byte(prefixChangeAll)
+	switch {
+	case f.State == string(ChangePending), f.State != "" && f.Requester == "":
+		prefix = pairPrefix(prefixChangeState, f.State)
+	case f.Requester != "":
+		prefix = pairPrefix(prefixChangeAuthor, f.Requester)
+	}
+	return list(s.r, prefix, f, s.changeAt, func(c Change) bool {
 		return (f.State == "" || f.State == string(c.State)) && (f.Requester == "" || f.Requester == c.Author)
 	})
 }
 
-// list walks the index that leaves the least to look at. The pending ones are
-// few, so their index comes before all others.
-func list[T any](r Reader, letter string, f Filter, byState bool, match func(T) bool) ([]T, string, error) {
+// list reads what the keys under prefix name, the newest first.
+func list[T any](r Reader, prefix []byte, f Filter, read func(uid) (T, bool, error), match func(T) bool) ([]T, string, error) {
 	if hasNUL(f.State) || hasNUL(f.Service) || hasNUL(f.Subject) || hasNUL(f.Requester) {
 		return nil, "", &Error{Code: CodeInvalid, Detail: "a filter holds a NUL byte"}
-	}
-	prefix := []byte(letter + "a/")
-	switch {
-	case byState:
-		prefix = pairPrefix(letter+"s/", f.State)
-	case f.Subject != "":
-		prefix = pairPrefix(letter+"u/", f.Subject)
-	case f.Requester != "":
-		prefix = pairPrefix(letter+"q/", f.Requester)
-	case f.Service != "":
-		prefix = pairPrefix(letter+"v/", f.Service)
-	case f.State != "":
-		prefix = pairPrefix(letter+"s/", f.State)
 	}
 	var from []byte
 	if f.Cursor != "" {
@@ -81,10 +91,10 @@ func list[T any](r Reader, letter string, f Filter, byState bool, match func(T) 
 	if limit <= 0 {
 		limit = DefaultLimit
 	}
-	return page(r, letter+"/", prefix, from, min(limit, MaxLimit), match)
+	return page(r, prefix, from, min(limit, MaxLimit), read, match)
 }
 
-func page[T any](r Reader, objects string, prefix, from []byte, limit int, match func(T) bool) (items []T, cursor string, err error) {
+func page[T any](r Reader, prefix, from []byte, limit int, read func(uid) (T, bool, error), match func(T) bool) (items []T, cursor string, err error) {
 	var last uid
 	seen := 0
 	r.Scan(prefix, from, func(k, _ []byte) bool {
@@ -98,7 +108,7 @@ func page[T any](r Reader, objects string, prefix, from []byte, limit int, match
 		}
 		seen++
 		last = uid(k[len(prefix):]).turned()
-		item, ok, bad := load[T](r, keyUID(objects, last))
+		item, ok, bad := read(last)
 		if bad != nil {
 			err = bad
 			return false

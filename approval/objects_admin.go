@@ -202,10 +202,11 @@ type FeedEntry struct {
 
 // Ticked is what a tick ended.
 type Ticked struct {
-	Requests []string `json:"requests,omitempty" cbor:"1,keyasint,omitempty"`
-	Grants   []string `json:"grants,omitempty" cbor:"2,keyasint,omitempty"`
-	Changes  []string `json:"changes,omitempty" cbor:"3,keyasint,omitempty"`
-	Feed     []string `json:"feed,omitempty" cbor:"4,keyasint,omitempty"` // entries that left the feed
-	Pruned   int      `json:"pruned,omitempty" cbor:"5,keyasint,omitempty"`
-	More     bool     `json:"more,omitempty" cbor:"6,keyasint,omitempty"` // more is due: tick again
+	Requests  []string `json:"requests,omitempty" cbor:"1,keyasint,omitempty"`
+	Grants    []string `json:"grants,omitempty" cbor:"2,keyasint,omitempty"`
+	Changes   []string `json:"changes,omitempty" cbor:"3,keyasint,omitempty"`
+	Feed      []string `json:"feed,omitempty" cbor:"4,keyasint,omitempty"` // entries that left the feed
+	Pruned    int      `json:"pruned,omitempty" cbor:"5,keyasint,omitempty"`
+	More      bool     `json:"more,omitempty" cbor:"6,keyasint,omitempty"`      // more is due: tick again
+	Forgotten []string `json:"forgotten,omitempty" cbor:"7,keyasint,omitempty"` // requests, with their grants, and changes
 }

@@ -86,6 +86,13 @@ func pin(r *Request, v Revision, out policy.Outcome) (Revision, error) {
 		return Revision{}, err
 	}
 	v.Hash = hash
+	r.Rules = out.Rules
+	r.pinned(v)
+	return v, nil
+}
+
+// pinned adds a revision.
+func (r *Request) pinned(v Revision) {
 	// Whoever approved an earlier revision did so under its lifetimes: those
 	// only shrink.
 	first := len(r.Revisions) == 0
@@ -95,9 +102,8 @@ func pin(r *Request, v Revision, out policy.Outcome) (Revision, error) {
 	if first || v.CertificateTTL < r.CertificateTTL {
 		r.CertificateTTL = v.CertificateTTL
 	}
-	r.Auto, r.Rules = out.Auto, out.Rules
+	r.Auto = v.Auto
 	r.Revisions = append(slices.Clone(r.Revisions), v)
-	return v, nil
 }
 
 // checkPinned refuses to go on with a request that the policy in force would

@@ -90,9 +90,9 @@ func (h *history) step() {
 	case "identity":
 		h.identity()
 	case "wait":
-		h.w.now = h.w.now.Add(pick(h, "time", time.Minute, 10*time.Minute, time.Hour, 25*time.Hour, -time.Hour))
+		h.w.now = h.w.now.Add(pick(h, "time", time.Minute, 10*time.Minute, time.Hour, 25*time.Hour, 8*24*time.Hour, MinRetention, -time.Hour))
 	case "tick":
-		h.do("", Tick{})
+		h.do("", Tick{RetainMS: pick(h, "retention", Retention, MinRetention).Milliseconds()})
 	case "again":
 		h.again()
 	}

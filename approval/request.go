@@ -2,6 +2,7 @@ package approval
 
 import (
 	"encoding/binary"
+	"fmt"
 	"slices"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -75,7 +76,7 @@ func (t *turn) draftRequest(b CreateRequest) (Request, error) {
 	if !ok {
 		return Request{}, invalid("request id %q is not a UUIDv7", b.ID)
 	}
-	if t.has(keyUID(prefixRequest, u)) {
+	if t.has(recordKey(u)) {
 		return Request{}, conflict("there is a request %s already", b.ID)
 	}
 	if err := t.checkSubject("the subject", b.Subject); err != nil {
@@ -115,17 +116,18 @@ func (t *turn) checkScope(r Request, permissions []string) error {
 	if !slices.Equal(scope.Texts(), permissions) {
 		return invalid("the permissions are not in canonical form, which is %q", scope.Texts())
 	}
-	_, err = t.grantID(r, permissions)
+	_, err = grantID(t.m.GrantTrustDomain, r, permissions)
 	return err
 }
 
-// grantID is the SPIFFE ID of the certificates of r's grant.
-func (t *turn) grantID(r Request, permissions []string) (string, error) {
+// grantID is the SPIFFE ID of the certificates of r's grant, in the trust domain
+// of grants.
+func grantID(domain string, r Request, permissions []string) (string, error) {
 	scope, err := grant.ParseScope(r.Service, permissions)
 	if err != nil {
 		return "", invalid("%v", err)
 	}
-	td, err := spiffeid.TrustDomainFromString(t.m.GrantTrustDomain)
+	td, err := spiffeid.TrustDomainFromString(domain)
 	if err != nil {
 		return "", err
 	}
@@ -191,44 +193,99 @@ func until(m Millis) []byte { return binary.BigEndian.AppendUint64(nil, uint64(m
 // openRequest writes a new request with its indexes.
 func (t *turn) openRequest(r *Request) {
 	u, _ := parseUID(r.ID)
-	t.index4(prefixRequestList, u, string(r.State), r.Service, r.Subject, r.Requester)
+	for _, k := range recordIndex(*r) {
+		t.mark(k)
+	}
+	t.enterState(prefixRequestState, u, string(r.State))
 	t.Put(pairKey(prefixPendingReq, r.Requester, string(u[:])), until(r.Expires))
 	t.mark(dueAt(prefixDue, r.Expires, dueRequest, string(u[:])))
 	t.saveRequest(r)
 }
 
+// recordIndex is the keys that list a request, with its grant, by service and by
+// who has a part in it. It never changes.
+func recordIndex(r Request) [][]byte {
+	u, _ := parseUID(r.ID)
+	d := u.turned()
+	keys := [][]byte{pairKey(prefixByService, r.Service, string(d[:])), pairKey(prefixByWho, r.Requester, string(d[:]))}
+	if r.Subject != r.Requester {
+		keys = append(keys, pairKey(prefixByWho, r.Subject, string(d[:])))
+	}
+	return keys
+}
+
+// saveRequest writes a request, beside its grant if it has one.
 func (t *turn) saveRequest(r *Request) {
 	u, _ := parseUID(r.ID)
 	r.Index = t.index
-	t.save(keyUID(prefixRequest, u), r)
+	g, ok, err := t.state().grantAt(u)
+	switch {
+	case err != nil:
+		t.fail(err)
+	case ok:
+		t.keep(*r, &g)
+	default:
+		t.keep(*r, nil)
+	}
+}
+
+// saveGrant writes a grant, beside its request.
+func (t *turn) saveGrant(g *Grant) {
+	u, _ := parseUID(g.ID)
+	g.Index = t.index
+	r, ok, err := t.state().requestAt(u)
+	if err == nil && !ok {
+		err = fmt.Errorf("%w: grant %s has no request", errStored, g.ID)
+	}
+	if err != nil {
+		t.fail(err)
+		return
+	}
+	t.keep(r, g)
+}
+
+func (t *turn) keep(r Request, g *Grant) {
+	u, _ := parseUID(r.ID)
+	record, err := pack(r, g)
+	if err != nil {
+		t.fail(err)
+		return
+	}
+	t.save(recordKey(u), record)
 }
 
 // endRequest takes a request out of the pending ones, for good.
 func (t *turn) endRequest(r *Request, state RequestState) {
 	u, _ := parseUID(r.ID)
-	t.moveState(prefixRequestList, u, string(r.State), string(state))
+	t.leaveState(prefixRequestState, u, string(r.State))
+	t.enterState(prefixRequestState, u, string(state))
 	t.unmark(pairKey(prefixPendingReq, r.Requester, string(u[:])))
 	t.unmark(dueAt(prefixDue, r.Expires, dueRequest, string(u[:])))
 	r.State, r.Ended, r.EndedBy = state, t.now, t.cmd.Actor
+	if state != RequestApproved { // what is approved ends with its grant
+		t.mark(dueAt(prefixEnded, r.Ended, endedRecord, string(u[:])))
+	}
 	t.saveRequest(r)
 }
 
-// index4 writes the list indexes of a new object; an empty name has no index.
-func (t *turn) index4(letter string, u uid, state, service, subject, requester string) {
-	d := u.turned()
-	t.mark(keyUID(letter+"a/", d))
-	for _, i := range []struct{ kind, name string }{{"s/", state}, {"v/", service}, {"u/", subject}, {"q/", requester}} {
-		if i.name != "" {
-			t.mark(pairKey(letter+i.kind, i.name, string(d[:])))
-		}
+// usual says whether a state is where most come to in the end. There is no list
+// of those: it would be nearly the list of all.
+func usual(prefix, state string) bool {
+	return prefix == prefixRequestState && state == string(RequestApproved) ||
+		prefix == prefixGrantState && state == string(GrantExpired)
+}
+
+// enterState and leaveState keep the lists by state.
+func (t *turn) enterState(prefix string, u uid, state string) {
+	if d := u.turned(); !usual(prefix, state) {
+		t.mark(pairKey(prefix, state, string(d[:])))
 	}
 }
 
-// moveState moves an object in the list by state.
-func (t *turn) moveState(letter string, u uid, from, to string) {
-	d := u.turned()
-	t.unmark(pairKey(letter+"s/", from, string(d[:])))
-	t.mark(pairKey(letter+"s/", to, string(d[:])))
+func (t *turn) leaveState(prefix string, u uid, state string) {
+	if d := u.turned(); !usual(prefix, state) {
+		t.unmark(pairKey(prefix, state, string(d[:])))
+	}
 }
 
 // pendingRequest returns a request that can still be decided on.

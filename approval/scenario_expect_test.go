@@ -73,7 +73,7 @@ func (s *scenario) expectRevision(m []string, _ expectedOutcome) {
 }
 
 func (s *scenario) expectDue(m []string, _ expectedOutcome) {
-	if d := Read(s.w.a).Due(MillisOf(s.w.now)); d.Now != (m[0] == "due") {
+	if d := Read(s.w.a).Due(MillisOf(s.w.now), Retention); d.Now != (m[0] == "due") {
 		s.fatalf("due: %+v", d)
 	}
 }

@@ -193,7 +193,7 @@ func (s *scenario) texts(service, list string) []string {
 
 func (s *scenario) wait(m []string, _ expectedOutcome) { s.w.now = s.w.now.Add(s.duration(m[0])) }
 
-func (s *scenario) tick(m []string, want expectedOutcome) { s.do("", Tick{}, options(m[0]), want) }
+func (s *scenario) tick(m []string, want expectedOutcome) { s.do("", aTick(), options(m[0]), want) }
 
 func (s *scenario) requests(m []string, want expectedOutcome) {
 	o := options(m[5])

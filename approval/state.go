@@ -54,27 +54,51 @@ func (s State) Cluster() (Cluster, error) {
 }
 
 // Request returns a request, or ErrNotFound.
-func (s State) Request(id string) (Request, error) {
-	return byUID[Request](s.r, prefixRequest, "request", id)
-}
+func (s State) Request(id string) (Request, error) { return named(s.requestAt, "request", id) }
 
 // Grant returns a grant, or ErrNotFound.
-func (s State) Grant(id string) (Grant, error) {
-	return byUID[Grant](s.r, prefixGrant, "grant", id)
-}
+func (s State) Grant(id string) (Grant, error) { return named(s.grantAt, "grant", id) }
 
 // Change returns a change, or ErrNotFound.
-func (s State) Change(id string) (Change, error) {
-	return byUID[Change](s.r, prefixChange, "change", id)
-}
+func (s State) Change(id string) (Change, error) { return named(s.changeAt, "change", id) }
 
-func byUID[T any](r Reader, prefix, what, id string) (T, error) {
+// named reads what an id names, and says so when there is no such thing.
+func named[T any](read func(uid) (T, bool, error), what, id string) (T, error) {
 	u, ok := parseUID(id)
 	if !ok {
 		var none T
 		return none, &Error{Code: CodeNotFound, Detail: fmt.Sprintf("there is no %s %q", what, id), Next: "ids are UUIDs in lower case, as the list prints them"}
 	}
-	return find[T](r, keyUID(prefix, u), what, id)
+	v, ok, err := read(u)
+	if err == nil && !ok {
+		err = &Error{Code: CodeNotFound, Detail: fmt.Sprintf("there is no %s %q", what, id)}
+	}
+	return v, err
+}
+
+func (s State) requestAt(u uid) (Request, bool, error) {
+	record, ok, err := load[storedRequest](s.r, recordKey(u))
+	if err != nil || !ok {
+		return Request{}, false, err
+	}
+	r, err := record.unpack(u)
+	return r, err == nil, err
+}
+
+func (s State) grantAt(u uid) (Grant, bool, error) {
+	record, ok, err := load[storedRequest](s.r, recordKey(u))
+	if err != nil || !ok || record.Grant == nil {
+		return Grant{}, false, err
+	}
+	m, err := s.meta()
+	if err != nil {
+		return Grant{}, false, err
+	}
+	return record.unpackGrant(u, m.GrantTrustDomain)
+}
+
+func (s State) changeAt(u uid) (Change, bool, error) {
+	return load[Change](s.r, keyUID(prefixChange, u))
 }
 
 // Policy returns the policy in force.

@@ -43,7 +43,9 @@ func (t *turn) blockSubject(b BlockSubject) (Object, error) {
 	t.save(key(prefixBlock, b.Subject), block)
 	d := blockDetails{Reason: b.Reason, Grants: []string{}}
 	for _, id := range suffixes(t, pairPrefix(prefixLiveGrant, b.Subject)) {
-		g, err := find[Grant](t, key(prefixGrant, id), "grant", id)
+		var u uid
+		copy(u[:], id)
+		g, err := t.state().Grant(u.String())
 		if err != nil {
 			return nil, err
 		}

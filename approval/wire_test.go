@@ -42,7 +42,7 @@ func oneOfEach() []Command {
 			Duration: 600000, PolicyRevision: 3, DirectoryRevision: 4,
 		},
 		CancelRequest{Request: id + "1"},
-		Tick{},
+		aTick(),
 		IssueGrant{
 			Grant: id + "1", Serial: "c0ffee", TBSHash: hash, Issuer: hash, NotBefore: 1772355590000, NotAfter: 1772355900000,
 			Key: hash, CSRBy: "spiffe://acme.test/agent/x",
@@ -182,7 +182,7 @@ func TestWireRefuses(t *testing.T) {
 	for name, c := range map[string]Command{
 		"no body":    {ID: good.ID},
 		"other kind": {ID: good.ID, Kind: KindTick, Body: CancelRequest{}},
-		"other V":    {V: Next + 1, ID: good.ID, Body: Tick{}},
+		"other V":    {V: Next + 1, ID: good.ID, Body: aTick()},
 	} {
 		if _, err := c.Encode(); err == nil {
 			t.Errorf("%s: encoded", name)

@@ -202,10 +202,26 @@ func (w *world) applyBytes(data []byte) Result {
 	if got := w.leaves(); result.Err != nil || got != size+1 {
 		w.tb.Fatalf("%d audit leaves after a change, there were %d: %+v", got, size, result)
 	}
+	w.kept(result)
 	if err := w.a.check(); err != nil {
 		w.tb.Fatalf("after command %d:\n%v", w.index, err)
 	}
 	return result
+}
+
+// kept compares what a command came to with what is kept of it.
+func (w *world) kept(result Result) {
+	w.tb.Helper()
+	again := result
+	switch o := result.Object.(type) {
+	case Request:
+		again.Object = w.request(o.ID)
+	case Grant:
+		again.Object = w.grant(o.ID)
+	}
+	if !sameResult(result, again) {
+		w.tb.Fatalf("the result is %+v and kept is %+v", result.Object, again.Object)
+	}
 }
 
 // leaf is one audit entry.
@@ -304,3 +320,6 @@ func (w *world) issue(id string) IssueGrant {
 		NotAfter: min(now+g.CertificateTTL, int64(g.Expiry)), Key: sha256Hex([]byte("key")), CSRBy: g.Subject,
 	}
 }
+
+// aTick forgets nothing for as long as a cluster does by default.
+func aTick() Tick { return Tick{RetainMS: Retention.Milliseconds()} }

@@ -44,7 +44,8 @@ func (n *node) health() Health {
 		n.checkIssuer("identity issuer", approval.RoleIdentity),
 		n.checkIssuer("grant issuer", approval.RoleGrant),
 		n.checkCertificate("api certificate", n.custody.get().api.Leaf),
-		n.checkFolder())
+		n.checkFolder(),
+		n.checkRecords())
 	h.Ready = true
 	for _, f := range h.Findings {
 		h.Ready = h.Ready && f.Status != statusFail
@@ -57,6 +58,16 @@ func (n *node) checkStore() Finding {
 		return Finding{"store", statusFail, err.Error()}
 	}
 	return Finding{"store", statusOK, ""}
+}
+
+// checkRecords warns while this node is no backup of the audit log.
+func (n *node) checkRecords() Finding {
+	st := n.store.Status()
+	if st.RecordsMissing > 0 {
+		return Finding{"audit log", statusWarn, fmt.Sprintf(
+			"%d of %d entries are missing here and are fetched from the other nodes: take none away", st.RecordsMissing, st.Records)}
+	}
+	return Finding{"audit log", statusOK, fmt.Sprintf("%d entries", st.Records)}
 }
 
 func (n *node) checkLeader() Finding {

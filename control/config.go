@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -40,6 +41,10 @@ type Config struct {
 	Skew time.Duration
 	// StrictSVID gives grant certificates both extended key usages.
 	StrictSVID bool
+	// Retention is how long requests, decisions, grants and changes are kept
+	// after they ended: zero means approval.Retention. That of the node that
+	// leads counts, so it should be the same on every node.
+	Retention time.Duration
 
 	Timing     raftstore.Timing        // zero: the recommended one; the same on every node
 	Tracer     trace.TracerProvider    // nil: none
@@ -117,6 +122,7 @@ type settings struct {
 	now         func() time.Time
 	skew        time.Duration
 	strictSVID  bool
+	retention   time.Duration
 	tracer      trace.TracerProvider
 	meter       metric.MeterProvider
 	limits      Limits
@@ -137,6 +143,7 @@ func (c Config) settings() (settings, error) {
 	require(c.Raft != nil, "no Raft listener")
 	require(c.Logger != nil, "no Logger")
 	require(c.Skew >= 0 && c.Skew <= approval.MaxBackdate, fmt.Sprintf("Skew is not within 0 and %s", approval.MaxBackdate))
+	require(CheckRetention(c.Retention) == nil, "Retention is out of bounds")
 	// An admin port that others reach would tell them when the cluster is weak.
 	require(c.Admin == nil || local(c.Admin.Addr()), "Admin listens on something other than loopback or a socket")
 	if err := errors.Join(errs...); err != nil {
@@ -152,7 +159,7 @@ func (c Config) settings() (settings, error) {
 		node: c.Node, manifest: c.Manifest,
 		trustDomain: c.Manifest.TrustDomain, grantDomain: c.Manifest.GrantTrustDomain,
 		log: c.Logger.With(slog.String("node", c.Node.ID)), now: c.Now,
-		skew: c.Skew, strictSVID: c.StrictSVID,
+		skew: c.Skew, strictSVID: c.StrictSVID, retention: cmp.Or(c.Retention, approval.Retention),
 		tracer: c.Tracer, meter: c.Meter, limits: c.Limits.filled(), failpoint: c.failpoint,
 	}
 	var err error
@@ -175,6 +182,15 @@ func (c Config) settings() (settings, error) {
 		s.meter = metricnoop.NewMeterProvider()
 	}
 	return s, nil
+}
+
+// CheckRetention refuses what Config.Retention may not be.
+func CheckRetention(d time.Duration) error {
+	const day = 24 * time.Hour
+	if d != 0 && (d < approval.MinRetention || d > approval.MaxRetention) {
+		return fmt.Errorf("what has ended is kept for %d to %d days, not for %d", approval.MinRetention/day, approval.MaxRetention/day, d/day)
+	}
+	return nil
 }
 
 // local reports whether only this machine can reach addr.

@@ -38,7 +38,7 @@ func (n *node) duties(ctx context.Context) error {
 			if _, err := s.Cluster(); err != nil {
 				return err
 			}
-			due = s.Due(approval.MillisOf(n.now()))
+			due = s.Due(approval.MillisOf(n.now()), n.retention)
 			return nil
 		})
 		if errors.Is(err, approval.ErrNotFound) {
@@ -70,7 +70,7 @@ func (n *node) memberDuties(ctx context.Context, since time.Time) error {
 func (n *node) tick(ctx context.Context) (more bool, err error) {
 	ctx, span := n.spans.Start(ctx, "tick")
 	defer func() { ended(span, err) }()
-	cmd, err := n.command(ctx, approval.Tick{})
+	cmd, err := n.command(ctx, approval.Tick{RetainMS: n.retention.Milliseconds()})
 	if err != nil {
 		return false, err
 	}

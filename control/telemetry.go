@@ -43,6 +43,8 @@ func newInstruments(p metric.MeterProvider, store *raftstore.Store) (*instrument
 	commit := b.gauge("hallpass.raft.commit", "last committed log index")
 	applied := b.gauge("hallpass.raft.applied", "last applied log index")
 	leader := b.gauge("hallpass.raft.leader", "1 on the node that leads")
+	entries := b.gauge("hallpass.audit.entries", "entries of the audit log")
+	missing := b.gauge("hallpass.audit.missing", "entries of the audit log that the node does not have yet")
 	contact := b.gauge("hallpass.raft.last_contact", "milliseconds since the leader was heard, -1: never")
 	if b.err != nil {
 		return nil, b.err
@@ -53,6 +55,8 @@ func newInstruments(p metric.MeterProvider, store *raftstore.Store) (*instrument
 		o.ObserveInt64(term, int64(s.Term))
 		o.ObserveInt64(commit, int64(s.Commit))
 		o.ObserveInt64(applied, int64(s.Applied))
+		o.ObserveInt64(entries, int64(s.Records))
+		o.ObserveInt64(missing, int64(s.RecordsMissing))
 		if s.State == "leader" {
 			o.ObserveInt64(leader, 1)
 		} else {
@@ -64,7 +68,7 @@ func newInstruments(p metric.MeterProvider, store *raftstore.Store) (*instrument
 			o.ObserveInt64(contact, s.LastContact.Milliseconds())
 		}
 		return nil
-	}, term, commit, applied, leader, contact)
+	}, term, commit, applied, leader, entries, missing, contact)
 	return i, err
 }
 

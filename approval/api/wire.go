@@ -163,7 +163,7 @@ type Grant struct {
 	CertificateTTL Duration   `json:"certificate_ttl"`
 	CSRKey         string     `json:"csr_key,omitempty"`
 	Revoked        *Revoked   `json:"revoked,omitempty"`
-	Issuances      []Issuance `json:"issuances,omitempty" doc:"certificates minted for it; only when one grant is read"`
+	Issuances      []Issuance `json:"issuances,omitempty" doc:"certificates minted for it, until a week after they end; only when one grant is read"`
 }
 
 // Revoked says who ended a grant or an issuer early and why.

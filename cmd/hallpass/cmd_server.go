@@ -71,8 +71,9 @@ func (a *app) serve(ctx context.Context, s serverSettings, p processSettings) (e
 
 	cfg := control.Config{
 		Node: node, Manifest: manifest, DataDir: s.DataDir, LogStore: s.LogStore, Logger: tel.Logger, Now: a.now,
-		Skew: s.Skew, StrictSVID: s.Strict, Cleanup: control.Cleanup{After: s.Cleanup.After, MinVoters: s.Cleanup.MinVoters},
-		Tracer: tel.TracerProvider, Meter: tel.MeterProvider, Metrics: tel.MetricsHandler,
+		Skew: s.Skew, StrictSVID: s.Strict, Retention: s.retention(),
+		Cleanup: control.Cleanup{After: s.Cleanup.After, MinVoters: s.Cleanup.MinVoters},
+		Tracer:  tel.TracerProvider, Meter: tel.MeterProvider, Metrics: tel.MetricsHandler,
 	}
 	if err := s.bindAll(ctx, &cfg); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -21,16 +22,17 @@ import (
 // serverSettings is the configuration file of a control node. Paths are taken from the folder
 // that the file lies in.
 type serverSettings struct {
-	Node     string        `yaml:"node" doc:"this node's id, as in the manifest"`
-	DataDir  string        `yaml:"data_dir" doc:"folder of the replicated state; made when missing"`
-	LogStore string        `yaml:"log_store" doc:"how the log is kept in data_dir: bolt or wal (default bolt); a node stays with what it began with"`
-	KeysDir  string        `yaml:"keys_dir" doc:"folder that server init made"`
-	Manifest string        `yaml:"manifest" doc:"the cluster's manifest.json, the same on every node"`
-	Listen   listen        `yaml:"listen"`
-	Skew     time.Duration `yaml:"skew" doc:"how far certificates are backdated for slow clocks (default 10s)"`
-	Strict   bool          `yaml:"strict_svid" doc:"give grant certificates both extended key usages"`
-	Dev      bool          `yaml:"dev" doc:"accept development roots, on loopback only"`
-	Cleanup  cleanup       `yaml:"cleanup"`
+	Node      string        `yaml:"node" doc:"this node's id, as in the manifest"`
+	DataDir   string        `yaml:"data_dir" doc:"folder of the replicated state; made when missing"`
+	LogStore  string        `yaml:"log_store" doc:"how the log is kept in data_dir: bolt or wal (default bolt); a node stays with what it began with"`
+	KeysDir   string        `yaml:"keys_dir" doc:"folder that server init made"`
+	Manifest  string        `yaml:"manifest" doc:"the cluster's manifest.json, the same on every node"`
+	Listen    listen        `yaml:"listen"`
+	Skew      time.Duration `yaml:"skew" doc:"how far certificates are backdated for slow clocks (default 10s)"`
+	Strict    bool          `yaml:"strict_svid" doc:"give grant certificates both extended key usages"`
+	Retention int           `yaml:"retention_days" doc:"days that requests, decisions and grants are kept after they ended (default 400, at least 60); the audit log is kept for ever"`
+	Dev       bool          `yaml:"dev" doc:"accept development roots, on loopback only"`
+	Cleanup   cleanup       `yaml:"cleanup"`
 }
 
 // cleanup is when members are removed that nobody hears any more.
@@ -135,10 +137,19 @@ func (s serverSettings) check() error {
 	if n := s.Cleanup.MinVoters; n != 0 && n < 3 {
 		errs = append(errs, fmt.Errorf("%w: cleanup.min_voters: %d: want 3 or more", config.ErrConfig, n))
 	}
+	if err := control.CheckRetention(s.retention()); err != nil {
+		errs = append(errs, fmt.Errorf("%w: retention_days: %w", config.ErrConfig, err))
+	}
 	if s.Listen.Admin != "" && !localAddress(s.Listen.Admin) {
 		errs = append(errs, fmt.Errorf("%w: listen.admin: %s is not loopback: health and metrics have no authentication", config.ErrConfig, s.Listen.Admin))
 	}
 	return errors.Join(errs...)
+}
+
+// retention is retention_days; one that no duration can hold is one that is too long.
+func (s serverSettings) retention() time.Duration {
+	const day = 24 * time.Hour
+	return time.Duration(max(min(s.Retention, int(math.MaxInt64/day)), -1)) * day
 }
 
 // localAddress reports whether only this machine can reach an address to listen on.

@@ -1,0 +1,344 @@
+package approval
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// What is kept of a request and its grant is one record, in which nothing stands
+// twice and nothing that follows from the rest: there are a million of them, and
+// every snapshot holds them all. The id is in the key. Identities, persons and
+// groups are numbers in a list of names, counted from 1, 0 is none; hashes are
+// bytes; moments are milliseconds since the request was made. Fields that are
+// zero are left out.
+type storedRequest struct {
+	Names           []string         `cbor:"1,keyasint"`
+	State           int              `cbor:"2,keyasint,omitempty"` // place in requestStates
+	Requester       int              `cbor:"3,keyasint"`
+	RequesterPerson int              `cbor:"4,keyasint,omitempty"`
+	Subject         int              `cbor:"5,keyasint"`
+	Service         string           `cbor:"6,keyasint"`
+	Reason          string           `cbor:"7,keyasint"`
+	Start           int64            `cbor:"8,keyasint,omitempty"` // 0: when approved; otherwise 1 more
+	CSRKey          []byte           `cbor:"9,keyasint,omitempty"`
+	CSRBy           int              `cbor:"10,keyasint,omitempty"`
+	PolicyRevision  uint64           `cbor:"11,keyasint"`
+	Rules           []string         `cbor:"12,keyasint,omitempty"`
+	Revisions       []storedRevision `cbor:"13,keyasint"`
+	Decisions       []storedDecision `cbor:"14,keyasint,omitempty"`
+	Created         Millis           `cbor:"15,keyasint"`
+	Expires         int64            `cbor:"16,keyasint"`
+	Ended           int64            `cbor:"17,keyasint,omitempty"` // 0: not ended; otherwise 1 more
+	EndedBy         int              `cbor:"18,keyasint,omitempty"`
+	Trace           string           `cbor:"19,keyasint,omitempty"`
+	Index           uint64           `cbor:"20,keyasint"`
+	Grant           *storedGrant     `cbor:"21,keyasint,omitempty"`
+}
+
+// storedRevision is a revision; its parent is the one before.
+type storedRevision struct {
+	Hash           []byte              `cbor:"1,keyasint"`
+	Permissions    []string            `cbor:"2,keyasint"`
+	DurationMS     int64               `cbor:"3,keyasint"`
+	Requirements   []storedRequirement `cbor:"4,keyasint,omitempty"`
+	By             int                 `cbor:"5,keyasint"`
+	At             int64               `cbor:"6,keyasint,omitempty"`
+	Auto           bool                `cbor:"7,keyasint,omitempty"`
+	MaxDurationMS  int64               `cbor:"8,keyasint"`
+	CertificateTTL int64               `cbor:"9,keyasint"`
+}
+
+type storedRequirement struct {
+	Group     int `cbor:"1,keyasint"`
+	Approvals int `cbor:"2,keyasint"`
+}
+
+// storedDecision is a decision on one of the revisions.
+type storedDecision struct {
+	Person   int    `cbor:"1,keyasint"`
+	Actor    int    `cbor:"2,keyasint"`
+	Deny     bool   `cbor:"3,keyasint,omitempty"`
+	Comment  string `cbor:"4,keyasint,omitempty"`
+	Revision int    `cbor:"5,keyasint,omitempty"`
+	At       int64  `cbor:"6,keyasint"`
+}
+
+// storedGrant is what a grant says besides what the last revision of its request
+// says.
+type storedGrant struct {
+	State          int          `cbor:"1,keyasint,omitempty"` // place in grantStates
+	NotBefore      int64        `cbor:"2,keyasint"`
+	Expiry         int64        `cbor:"3,keyasint"`
+	Created        int64        `cbor:"4,keyasint"`
+	Votes          []storedVote `cbor:"5,keyasint,omitempty"`
+	Ended          int64        `cbor:"6,keyasint,omitempty"` // 0: not ended; otherwise 1 more
+	EndedBy        int          `cbor:"7,keyasint,omitempty"`
+	EndReason      string       `cbor:"8,keyasint,omitempty"`
+	Issued         uint64       `cbor:"9,keyasint,omitempty"`
+	LatestNotAfter int64        `cbor:"10,keyasint,omitempty"` // 0: none; otherwise 1 more
+	Index          uint64       `cbor:"11,keyasint"`
+}
+
+// storedVote is a decision that filled a seat of a group.
+type storedVote struct {
+	Group    int `cbor:"1,keyasint"`
+	Decision int `cbor:"2,keyasint,omitempty"`
+}
+
+// The states by their places. New ones go to the end.
+func requestStates() []RequestState {
+	return []RequestState{RequestApproved, RequestPending, RequestDenied, RequestCancelled, RequestExpired}
+}
+
+func grantStates() []GrantState {
+	return []GrantState{GrantExpired, GrantActive, GrantRevoked, GrantReturned}
+}
+
+// packer makes a record of a request and its grant.
+type packer struct {
+	names   []string
+	created Millis
+	err     error // the first thing that does not fit
+}
+
+func (p *packer) bad(format string, args ...any) {
+	if p.err == nil {
+		p.err = fmt.Errorf(format, args...)
+	}
+}
+
+func (p *packer) name(s string) int {
+	if s == "" {
+		return 0
+	}
+	i := slices.Index(p.names, s)
+	if i < 0 {
+		i = len(p.names)
+		p.names = append(p.names, s)
+	}
+	return i + 1
+}
+
+func (p *packer) hash(text string) []byte {
+	b, err := hex.DecodeString(text)
+	if err != nil || hex.EncodeToString(b) != text {
+		p.bad("%q is no hash", text)
+	}
+	return b
+}
+
+func (p *packer) since(m Millis) int64 { return int64(m - p.created) }
+
+// maybe is since for a moment that there may not be.
+func (p *packer) maybe(m Millis) int64 {
+	if m == 0 {
+		return 0
+	}
+	if m < p.created {
+		p.bad("%s is before %s", m, p.created)
+	}
+	return p.since(m) + 1
+}
+
+func (p *packer) requirements(all []Requirement) (out []storedRequirement) {
+	for _, q := range all {
+		out = append(out, storedRequirement{p.name(q.Group), q.Approvals})
+	}
+	return out
+}
+
+func placeOf[T comparable](p *packer, all []T, v T) int {
+	i := slices.Index(all, v)
+	if i < 0 {
+		p.bad("%v has no place", v)
+	}
+	return i
+}
+
+// pack makes the record; g is nil before there is a grant. What unpack cannot
+// give back is an error.
+func pack(r Request, g *Grant) (storedRequest, error) {
+	p := &packer{created: r.Created}
+	s := storedRequest{
+		State: placeOf(p, requestStates(), r.State), Requester: p.name(r.Requester), RequesterPerson: p.name(r.RequesterPerson),
+		Subject: p.name(r.Subject), Service: r.Service, Reason: r.Reason, CSRKey: p.hash(r.CSRKey), CSRBy: p.name(r.CSRBy),
+		PolicyRevision: r.PolicyRevision, Rules: r.Rules, Created: r.Created, Expires: p.since(r.Expires), Ended: p.maybe(r.Ended),
+		EndedBy: p.name(r.EndedBy), Trace: r.Trace, Index: r.Index,
+	}
+	if r.Start != 0 {
+		// A start may be a little before the request, so this one counts from 1 up
+		// and from -1 down.
+		if s.Start = p.since(r.Start); s.Start >= 0 {
+			s.Start++
+		}
+	}
+	for _, v := range r.Revisions {
+		s.Revisions = append(s.Revisions, storedRevision{
+			Hash: p.hash(v.Hash), Permissions: v.Permissions, DurationMS: v.DurationMS, Requirements: p.requirements(v.Requirements),
+			By: p.name(v.By), At: p.since(v.At), Auto: v.Auto, MaxDurationMS: v.MaxDurationMS, CertificateTTL: v.CertificateTTL,
+		})
+	}
+	for _, d := range r.Decisions {
+		on := slices.IndexFunc(r.Revisions, func(v Revision) bool { return v.Hash == d.Hash })
+		if on < 0 || d.Verdict != Approve && d.Verdict != Deny {
+			p.bad("a decision of %s: %q on %s", d.Person, d.Verdict, d.Hash)
+		}
+		s.Decisions = append(s.Decisions, storedDecision{
+			Person: p.name(d.Person), Actor: p.name(d.Actor), Deny: d.Verdict == Deny, Comment: d.Comment, Revision: on, At: p.since(d.At),
+		})
+	}
+	if g != nil {
+		s.Grant = p.grant(r, *g)
+	}
+	s.Names = p.names
+	if p.err != nil {
+		return s, fmt.Errorf("approval: keep request %s: %w", r.ID, p.err)
+	}
+	return s, nil
+}
+
+func (p *packer) grant(r Request, g Grant) *storedGrant {
+	s := &storedGrant{
+		State: placeOf(p, grantStates(), g.State), NotBefore: p.since(g.NotBefore), Expiry: p.since(g.Expiry), Created: p.since(g.Created),
+		Ended: p.maybe(g.Ended), EndedBy: p.name(g.EndedBy), EndReason: g.EndReason, Issued: g.Issued,
+		LatestNotAfter: p.maybe(g.LatestNotAfter), Index: g.Index,
+	}
+	for _, v := range g.Votes {
+		by := slices.IndexFunc(r.Decisions, func(d Decision) bool {
+			return d.Verdict == Approve && v == Vote{v.Group, d.Person, d.Actor, d.Hash, d.At}
+		})
+		if by < 0 {
+			p.bad("the vote of %s is no decision", v.Person)
+		}
+		s.Votes = append(s.Votes, storedVote{p.name(v.Group), by})
+	}
+	return s
+}
+
+// unpacker reads a record.
+type unpacker struct {
+	storedRequest
+
+	bad bool // something in it points nowhere
+}
+
+func (u *unpacker) name(i int) string {
+	if i == 0 {
+		return ""
+	}
+	return at(u, u.Names, i-1)
+}
+
+func at[T any](u *unpacker, all []T, i int) (v T) {
+	if i < 0 || i >= len(all) {
+		u.bad = true
+		return v
+	}
+	return all[i]
+}
+
+func (u *unpacker) when(ms int64) Millis { return u.Created + Millis(ms) }
+
+func (u *unpacker) maybe(ms int64) Millis {
+	if ms == 0 {
+		return 0
+	}
+	return u.when(ms - 1)
+}
+
+func (u *unpacker) requirements(all []storedRequirement) []Requirement {
+	out := make([]Requirement, 0, len(all))
+	for _, q := range all {
+		out = append(out, Requirement{u.name(q.Group), q.Approvals})
+	}
+	return out
+}
+
+func (u *unpacker) request(id uid) Request {
+	r := Request{
+		ID: id.String(), State: at(u, requestStates(), u.State), Requester: u.name(u.Requester),
+		RequesterPerson: u.name(u.RequesterPerson), Subject: u.name(u.Subject), Service: u.Service, Reason: u.Reason,
+		CSRKey: hex.EncodeToString(u.CSRKey), CSRBy: u.name(u.CSRBy), PolicyRevision: u.PolicyRevision, Rules: append([]string{}, u.Rules...),
+		Decisions: make([]Decision, 0, len(u.Decisions)), Created: u.Created, Expires: u.when(u.Expires), Ended: u.maybe(u.Ended),
+		EndedBy: u.name(u.EndedBy), Trace: u.Trace, Index: u.Index,
+	}
+	switch {
+	case u.Start > 0:
+		r.Start = u.when(u.Start - 1)
+	case u.Start < 0:
+		r.Start = u.when(u.Start)
+	}
+	for i, s := range u.Revisions {
+		v := Revision{
+			Hash: hex.EncodeToString(s.Hash), Permissions: s.Permissions, DurationMS: s.DurationMS,
+			Requirements: u.requirements(s.Requirements), By: u.name(s.By), At: u.when(s.At), Auto: s.Auto,
+			MaxDurationMS: s.MaxDurationMS, CertificateTTL: s.CertificateTTL,
+		}
+		if i > 0 {
+			v.Parent = r.Revisions[i-1].Hash
+		}
+		r.pinned(v)
+	}
+	for _, d := range u.Decisions {
+		verdict := Approve
+		if d.Deny {
+			verdict = Deny
+		}
+		r.Decisions = append(r.Decisions, Decision{
+			Person: u.name(d.Person), Actor: u.name(d.Actor), Verdict: verdict, Comment: d.Comment,
+			Hash: at(u, r.Revisions, d.Revision).Hash, At: u.when(d.At),
+		})
+	}
+	return r
+}
+
+// grant reads what the record says of the grant of r; its SPIFFE ID is left to
+// be computed.
+func (u *unpacker) grant(r Request) Grant {
+	s, v := u.Grant, r.Current()
+	g := Grant{
+		ID: r.ID, State: at(u, grantStates(), s.State), Requester: r.Requester, Subject: r.Subject, Service: r.Service,
+		Permissions: v.Permissions, Hash: v.Hash, NotBefore: u.when(s.NotBefore), Expiry: u.when(s.Expiry),
+		CertificateTTL: r.CertificateTTL, CSRKey: r.CSRKey, CSRBy: r.CSRBy, Auto: v.Auto, Requirements: v.Requirements,
+		Created: u.when(s.Created), Ended: u.maybe(s.Ended), EndedBy: u.name(s.EndedBy), EndReason: s.EndReason, Issued: s.Issued,
+		LatestNotAfter: u.maybe(s.LatestNotAfter), Trace: r.Trace, Index: s.Index, Votes: make([]Vote, 0, len(s.Votes)),
+	}
+	for _, vote := range s.Votes {
+		d := at(u, r.Decisions, vote.Decision)
+		g.Votes = append(g.Votes, Vote{u.name(vote.Group), d.Person, d.Actor, d.Hash, d.At})
+	}
+	return g
+}
+
+// errStored is returned when a record says what no record can.
+var errStored = errors.New("approval: a stored record contradicts itself")
+
+// unpack reads the request in a record.
+func (s storedRequest) unpack(id uid) (Request, error) {
+	u := &unpacker{storedRequest: s}
+	r := u.request(id)
+	if u.bad || len(r.Revisions) == 0 {
+		return r, fmt.Errorf("%w: request %s", errStored, r.ID)
+	}
+	return r, nil
+}
+
+// unpackGrant reads the grant in a record; false when there is none.
+func (s storedRequest) unpackGrant(id uid, domain string) (Grant, bool, error) {
+	if s.Grant == nil {
+		return Grant{}, false, nil
+	}
+	r, err := s.unpack(id)
+	if err != nil {
+		return Grant{}, false, err
+	}
+	u := &unpacker{storedRequest: s}
+	g := u.grant(r)
+	if u.bad {
+		return g, false, fmt.Errorf("%w: grant %s", errStored, g.ID)
+	}
+	g.SPIFFEID, err = grantID(domain, r, g.Permissions)
+	return g, true, err
+}
