@@ -22,9 +22,9 @@ import (
 func newCACommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ca",
-		Short: "The offline roots of a cluster: make them, sign nodes, go over to new ones",
+		Short: "The offline roots of a cluster: init, sign-node",
 	}
-	cmd.AddCommand(newCAInit(a), newCASignNode(a), newCARotate(a), newCARetire(a), newCADeny(a))
+	cmd.AddCommand(newCAInit(a), newCASignNode(a))
 	return cmd
 }
 

@@ -44,7 +44,6 @@ func TestPagesRun(t *testing.T) {
 		{"policy, groups and persons", p.changes},
 		{"nodes come and go", p.nodesComeAndGo},
 		{"every ninety days", p.ninetyDays},
-		{"new roots", p.newRoots},
 		{"something was stolen", p.stolen},
 		{"the audit log", p.audit},
 		{"the audit log without us", p.withoutUs},
