@@ -15,7 +15,6 @@ type readiness struct {
 	Epoch       uint64    `json:"epoch"`
 	Revision    uint64    `json:"revision"`
 	FeedAge     string    `json:"feed_age,omitempty"`
-	Roots       [2]uint64 `json:"roots_documents"` // in force, of identities and of grants
 }
 
 // Admin serves /healthz (the process runs), /readyz (it admits who should be
@@ -46,7 +45,7 @@ func (p *Proxy) readiness() readiness {
 	m := p.keeper.cur.Load()
 	r := readiness{
 		Connections: p.live.len(), Certificate: m.cert.Leaf.NotAfter.UTC(),
-		Epoch: d.epoch, Revision: d.revision, Roots: [2]uint64{m.sets[0].Sequence(), m.sets[1].Sequence()},
+		Epoch: d.epoch, Revision: d.revision,
 	}
 	if age, ok := p.rev.age(); ok {
 		r.FeedAge = age.Round(time.Millisecond).String()

@@ -64,8 +64,8 @@ type config struct {
 	metricsUI http.Handler
 }
 
-// files are those that are watched for changes. There may be no roots file.
-type files struct{ certificate, key, identity, grants, roots string }
+// files are the four that are watched for changes.
+type files struct{ certificate, key, identity, grants string }
 
 // limits are LimitSettings with the defaults filled in.
 type limits struct {
@@ -152,10 +152,7 @@ func plainDomain(name string) (spiffeid.TrustDomain, error) {
 
 func (c *config) readFiles(s *Settings) error {
 	var errs []error
-	c.files = files{certificate: s.Certificate, key: s.Key, identity: s.IdentityBundle, grants: s.GrantsBundle, roots: s.RootsFile}
-	if c.files.roots == "" && s.Revocation.StateFile != "" {
-		c.files.roots = filepath.Join(filepath.Dir(s.Revocation.StateFile), "roots.jsonl")
-	}
+	c.files = files{certificate: s.Certificate, key: s.Key, identity: s.IdentityBundle, grants: s.GrantsBundle}
 	for _, f := range []struct{ key, path string }{
 		{"certificate", s.Certificate},
 		{"key", s.Key},

@@ -42,7 +42,6 @@ type follower struct {
 	nodeTD  spiffeid.TrustDomain
 	now     func() time.Time
 	log     *slog.Logger
-	heard   func(documents uint64) // of roots documents that the node knows; nil: nobody asks
 }
 
 // run follows one node until it fails, then the next, until ctx ends.
@@ -140,23 +139,15 @@ func (f *follower) event(name string, data []byte) error {
 		if err := json.Unmarshal(data, &doc); err != nil {
 			return fmt.Errorf("feed event: %w", err)
 		}
-		f.tell(doc.Roots)
 		return f.rev.apply(doc)
 	case "heartbeat":
 		var h heartbeat
 		if err := json.Unmarshal(data, &h); err != nil {
 			return fmt.Errorf("heartbeat event: %w", err)
 		}
-		f.tell(h.Roots)
 		return f.rev.beat(h)
 	default:
 		return errBehind // an event of a later version is no news
-	}
-}
-
-func (f *follower) tell(documents uint64) {
-	if f.heard != nil {
-		f.heard(documents)
 	}
 }
 

@@ -29,8 +29,7 @@ type controlNode struct {
 
 	mu      sync.Mutex // owns what follows
 	doc     feedDoc
-	mute    bool     // sends no heartbeats
-	roots   []string // documents that it serves
+	mute    bool // sends no heartbeats
 	changed chan struct{}
 }
 
@@ -86,10 +85,6 @@ func (n *controlNode) revoke(ids ...string) {
 func (n *controlNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	n.requests.Add(1)
 	n.peers.Store(r.TLS.PeerCertificates[0].URIs[0].String(), true)
-	if r.URL.Path == "/v1/roots" {
-		n.serveRoots(w)
-		return
-	}
 	if r.URL.Path != "/v1/revocations" || r.Header.Get("Accept") != "text/event-stream" {
 		http.NotFound(w, r)
 		return
@@ -106,7 +101,6 @@ func (n *controlNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for {
 		n.mu.Lock()
 		doc, mute, changed := n.doc, n.mute, n.changed
-		doc.Roots = uint64(len(n.roots))
 		n.mu.Unlock()
 		if !send("feed", doc) {
 			return
@@ -120,7 +114,7 @@ func (n *controlNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			case <-changed:
 				wait = false
 			case <-beat.C:
-				if !mute && !send("heartbeat", heartbeat{Revision: doc.Revision, VerifiedAt: time.Now(), Roots: doc.Roots}) {
+				if !mute && !send("heartbeat", heartbeat{Revision: doc.Revision, VerifiedAt: time.Now()}) {
 					beat.Stop()
 					return
 				}

@@ -20,8 +20,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
-
-	"github.com/hallpass/hallpass/trust"
 )
 
 // ErrMaterial is returned when a certificate, key or bundle file cannot be used.
@@ -32,17 +30,6 @@ type material struct {
 	cert     tls.Certificate
 	identity *x509bundle.Bundle
 	grants   *x509bundle.Bundle
-	// sets are where the two bundles come from: the roots of the files, and the
-	// documents that followed from them.
-	sets [2]trust.Set // identity, grants
-}
-
-// documents is how many roots documents have been in force, of both domains.
-func (m *material) documents() uint64 { return m.sets[0].Sequence() + m.sets[1].Sequence() }
-
-// denies says whether a document takes one of the issuers out of use.
-func (m *material) denies(issuers []string) bool {
-	return slices.ContainsFunc(issuers, func(id string) bool { return m.sets[0].Denies(id) || m.sets[1].Denies(id) })
 }
 
 // keeper holds the newest usable material and watches its files. A file that
@@ -53,11 +40,8 @@ type keeper struct {
 	cur atomic.Pointer[material]
 
 	mu       sync.Mutex // owns what follows; held through a whole reload
-	seen     [5][]byte  // contents at the last look: certificate, key, identity, grants, roots documents
+	seen     [4][]byte  // contents at the last look: certificate, key, identity, grants
 	complain map[string]bool
-	// What was good of the files, which stays when they turn bad.
-	anchors   [2]*x509bundle.Bundle // identity, grants
-	documents []trust.Document
 }
 
 // newKeeper loads everything, and refuses to start on anything broken, empty or expired.
@@ -68,9 +52,13 @@ func newKeeper(cfg *config) (*keeper, error) {
 		return nil, err
 	}
 	m := &material{}
-	found := make(map[string]error)
-	k.trust(m, raw, found)
-	for _, err := range found {
+	if m.identity, err = parseBundle(cfg.identityTD, cfg.files.identity, raw[2]); err != nil {
+		return nil, err
+	}
+	if m.grants, err = parseBundle(cfg.grantTD, cfg.files.grants, raw[3]); err != nil {
+		return nil, err
+	}
+	if err := apart(m.identity, m.grants); err != nil {
 		return nil, err
 	}
 	if m.cert, err = k.keyPair(raw[0], raw[1], m.identity); err != nil {
@@ -81,13 +69,7 @@ func newKeeper(cfg *config) (*keeper, error) {
 	return k, nil
 }
 
-func (k *keeper) read() (raw [5][]byte, err error) {
-	if k.cfg.files.roots != "" {
-		raw[4], err = os.ReadFile(k.cfg.files.roots)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return raw, fmt.Errorf("%w: %w", ErrMaterial, err)
-		}
-	}
+func (k *keeper) read() (raw [4][]byte, err error) {
 	for i, path := range []string{k.cfg.files.certificate, k.cfg.files.key, k.cfg.files.identity, k.cfg.files.grants} {
 		if raw[i], err = os.ReadFile(path); err != nil {
 			return raw, fmt.Errorf("%w: %w", ErrMaterial, err)
@@ -96,9 +78,9 @@ func (k *keeper) read() (raw [5][]byte, err error) {
 	return raw, nil
 }
 
-// reload looks at the files again. It returns whether a root was taken out, or an
-// issuer denied by a document, so that the caller ends the connections that stood
-// on it, and the mistakes found, each of which left the old value in place.
+// reload looks at the files again. It returns whether a root was taken out of a
+// bundle, so that the caller ends the connections that stood on it, and the
+// mistakes found, each of which left the old value in place.
 func (k *keeper) reload() (shrunk bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -113,15 +95,22 @@ func (k *keeper) reload() (shrunk bool, err error) {
 	old := k.cur.Load()
 	next := *old
 	found := make(map[string]error)
-	k.trust(&next, raw, found)
+	if next.identity, err = parseBundle(k.cfg.identityTD, k.cfg.files.identity, raw[2]); err != nil {
+		next.identity, found["identity_bundle"] = old.identity, err
+	}
+	if next.grants, err = parseBundle(k.cfg.grantTD, k.cfg.files.grants, raw[3]); err != nil {
+		next.grants, found["grants_bundle"] = old.grants, err
+	}
+	if err := apart(next.identity, next.grants); err != nil {
+		next.identity, next.grants, found["bundles"] = old.identity, old.grants, err
+	}
 	if next.cert, err = k.keyPair(raw[0], raw[1], next.identity); err != nil {
 		next.cert, found["certificate"] = old.cert, err
 	}
 	k.seen = raw
 	k.cur.Store(&next)
 	k.logChanges(old, &next)
-	shrunk = !within(old.identity, next.identity) || !within(old.grants, next.grants) || next.documents() != old.documents()
-	return shrunk, k.report(found, changed)
+	return !within(old.identity, next.identity) || !within(old.grants, next.grants), k.report(found, changed)
 }
 
 func (k *keeper) logChanges(old, next *material) {

@@ -127,9 +127,7 @@ func (p *Proxy) Serve(ctx context.Context, ln net.Listener) error {
 	loops.Go(func() { p.live.run(inner) })
 	loops.Go(func() { p.watchFiles(inner) })
 	loops.Go(func() { p.watchStaleness(inner) })
-	roots := &rootsFollower{servers: p.cfg.servers, keeper: p.keeper, reload: p.reload, log: p.log, news: make(chan struct{}, 1)}
-	loops.Go(func() { roots.run(inner) })
-	f := &follower{servers: p.cfg.servers, rev: p.rev, keeper: p.keeper, nodeTD: p.cfg.identityTD, now: p.cfg.now, log: p.log, heard: roots.heard}
+	f := &follower{servers: p.cfg.servers, rev: p.rev, keeper: p.keeper, nodeTD: p.cfg.identityTD, now: p.cfg.now, log: p.log}
 	loops.Go(func() { f.run(inner) })
 
 	web := p.newWeb(inner, ln.Addr())
@@ -209,12 +207,11 @@ func (p *Proxy) reload() error {
 	if shrunk {
 		// A root that is taken out was taken out for a reason: who stands on it goes.
 		m, now := p.keeper.cur.Load(), wall(p.cfg.now)
-		n := p.live.cutWhere(reasonIssuerDenied, func(c *conn) bool { return m.denies(c.adm.issuers) })
-		n += p.live.cutWhere(reasonRootRemoved, func(c *conn) bool {
+		n := p.live.cutWhere(reasonRootRemoved, func(c *conn) bool {
 			_, err := examine(c.adm.chain, m, p.cfg, now)
 			return err != nil
 		})
-		p.log.Warn("the roots changed", slog.Int("connections_cut", n), slog.Uint64("documents", m.documents()))
+		p.log.Warn("a root was removed from a bundle", slog.Int("connections_cut", n))
 	}
 	return err
 }

@@ -30,7 +30,6 @@ type feedDoc struct {
 	Grants     []feedEntry `json:"grants"`
 	Issuers    []feedEntry `json:"issuers"`
 	VerifiedAt time.Time   `json:"verified_at"`
-	Roots      uint64      `json:"roots,omitempty"` // roots documents that the node knows
 }
 
 // heartbeat says that nothing newer than Revision was known at VerifiedAt.
@@ -38,7 +37,6 @@ type heartbeat struct {
 	Epoch      uint64    `json:"epoch"`
 	Revision   uint64    `json:"revision"`
 	VerifiedAt time.Time `json:"verified_at"`
-	Roots      uint64    `json:"roots,omitempty"`
 }
 
 // denials is what must be refused. It is never changed, only replaced.

@@ -29,7 +29,6 @@ type Settings struct {
 	Key              string `yaml:"key" doc:"its private key"`
 	IdentityBundle   string `yaml:"identity_bundle" doc:"the identities' roots"`
 	GrantsBundle     string `yaml:"grants_bundle" doc:"the grants' roots"`
-	RootsFile        string `yaml:"roots_file" doc:"where signed changes of the roots are kept (default: roots.jsonl beside revocation.state_file)"`
 
 	AllowSemicolon bool `yaml:"allow_semicolon" doc:"let request paths hold ;"`
 
@@ -120,7 +119,7 @@ func parseSettings(path string, data []byte) (Settings, error) {
 // resolve makes relative paths start at the configuration file's folder, so that
 // the working directory of whoever starts the proxy changes nothing.
 func (s *Settings) resolve(dir string) {
-	for _, p := range []*string{&s.Certificate, &s.Key, &s.IdentityBundle, &s.GrantsBundle, &s.RootsFile, &s.Revocation.StateFile, &s.AccessLog.Path} {
+	for _, p := range []*string{&s.Certificate, &s.Key, &s.IdentityBundle, &s.GrantsBundle, &s.Revocation.StateFile, &s.AccessLog.Path} {
 		if *p != "" && *p != "-" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
 		}

@@ -115,9 +115,6 @@ func examine(chain []*x509.Certificate, m *material, cfg *config, now time.Time)
 		return nil, refuse(reasonNames, "the name %q has a second spelling", raw)
 	}
 	a.trace(chains)
-	if m.denies(a.issuers) {
-		return a, refuse(reasonIssuerDenied, "the issuer is out of use by the roots document in force")
-	}
 	// A server's certificate, stolen off a host, must not act as a client.
 	if !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) {
 		return a, refuse(reasonKeyUsage, "extended key usage has no clientAuth")
