@@ -84,7 +84,6 @@ type Bootstrap struct {
 	IdentityRoots    [][]byte        `cbor:"8,keyasint"`  // DER
 	GrantRoots       [][]byte        `cbor:"9,keyasint"`  // DER
 	Manifest         uint64          `cbor:"10,keyasint"` // sequence number of the manifest that all this is from
-	RootDocuments    [][]byte        `cbor:"11,keyasint"` // of both trust domains, in force already
 }
 
 // BootstrapNode is one first member of the cluster. The issuers are DER.

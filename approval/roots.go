@@ -51,40 +51,10 @@ func (t *turn) firstRoots(b Bootstrap, d *bootstrapDetails) error {
 			keys = append(keys, c.RawSubjectPublicKeyInfo)
 			*r.ids = append(*r.ids, trust.ID(c))
 		}
-		if err := t.saveFirstRoots(r.role, r.td, r.roots, b.RootDocuments); err != nil {
-			return err
-		}
+		t.save(key(prefixRoots, string(r.role)), Roots{
+			Role: r.role, Anchors: r.roots, InForce: r.roots, Documents: [][]byte{}, Index: t.index,
+		})
 	}
-	return nil
-}
-
-// saveFirstRoots takes in the documents that were in force before the cluster
-// began: a root that they retired does not come back with it.
-func (t *turn) saveFirstRoots(role Role, td string, anchors, documents [][]byte) error {
-	all, err := trust.ParseAll(bytes.Join(documents, []byte("\n")))
-	if err != nil {
-		return invalid("%s", err)
-	}
-	certs, err := parseAll(anchors)
-	if err != nil {
-		return err
-	}
-	set, adopted, behind := trust.NewSet(td, certs).Adopt(all)
-	if behind || len(adopted) > MaxRootDocuments {
-		return invalid("the roots documents of %s do not follow from its roots, or are too many", td)
-	}
-	r := Roots{Role: role, Sequence: set.Sequence(), Anchors: anchors, Documents: [][]byte{}, Index: t.index}
-	for _, d := range adopted {
-		line, err := d.Encode()
-		if err != nil {
-			return invalid("%s", err)
-		}
-		r.Documents = append(r.Documents, line)
-	}
-	for _, root := range set.Roots() {
-		r.InForce = append(r.InForce, root.Raw)
-	}
-	t.save(key(prefixRoots, string(role)), r)
 	return nil
 }
 

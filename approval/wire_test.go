@@ -31,7 +31,7 @@ func oneOfEach() []Command {
 				IdentityIssuer: []byte{2}, GrantIssuer: []byte{3},
 			}},
 			Persons: []Person{person}, Groups: []Group{group}, Policy: "version: 1\n",
-			IdentityRoots: [][]byte{{4}}, GrantRoots: [][]byte{{5}}, RootDocuments: [][]byte{{7}}, Manifest: 7,
+			IdentityRoots: [][]byte{{4}}, GrantRoots: [][]byte{{5}}, Manifest: 7,
 		},
 		CreateRequest{
 			ID: id + "1", Subject: "spiffe://acme.test/agent/x", Service: "payments", Permissions: []string{"GET /accounts/**"},

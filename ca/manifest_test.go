@@ -85,7 +85,7 @@ func TestManifestNamesTheField(t *testing.T) {
 		text := got(encodeJSON(w))(t)
 		if m, err := w.parse(); err == nil {
 			statement := got(m.Statement())(t)
-			m.Signature = got(off.signStatement(off.identity, "test", statement, testNow()))(t)
+			m.Signature = got(off.signStatement("test", statement, testNow()))(t)
 			text = got(m.Encode())(t)
 		}
 		_, err := ParseManifest(text)

@@ -50,12 +50,10 @@ type offlineSeed struct {
 
 // offline is an opened offline folder.
 type offline struct {
-	dir                    string
-	identityTD, grants     spiffeid.TrustDomain
-	identities, grantRoots roots      // all that there were
-	identity, grant        *authority // the newest of them: what signs now
-	documents              []string   // roots documents, a line each
-	seed                   seed
+	dir                string
+	identityTD, grants spiffeid.TrustDomain
+	identity, grant    *authority
+	seed               seed
 }
 
 func openOffline(dir string) (*offline, error) {
@@ -77,32 +75,24 @@ func openOffline(dir string) (*offline, error) {
 	if o.grants, err = parseTrustDomain(s.GrantTrustDomain); err != nil {
 		return nil, wrapPath(seedFile, err)
 	}
-	documents, err := loadDocuments(dir)
+	if o.identity, err = loadAuthority(dir, identityRootName, o.identityTD); err != nil {
+		return nil, err
+	}
+	if o.grant, err = loadAuthority(dir, grantsRootName, o.grants); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+// loadAuthority reads NAME.crt and NAME.key.
+func loadAuthority(dir, name string, td spiffeid.TrustDomain) (*authority, error) {
+	cert, err := readCertificate(filepath.Join(dir, name+".crt"))
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range documents {
-		line, err := d.Encode()
-		if err != nil {
-			return nil, err
-		}
-		o.documents = append(o.documents, string(line))
+	if err := checkRoot(cert, td); err != nil {
+		return nil, fmt.Errorf("%w: %s.crt: %w", ErrInvalid, name, err)
 	}
-	if o.identities, err = loadRoots(dir, identityRootName, o.identityTD, documents); err != nil {
-		return nil, err
-	}
-	if o.grantRoots, err = loadRoots(dir, grantsRootName, o.grants, documents); err != nil {
-		return nil, err
-	}
-	if o.identity, err = o.identities.signing(); err != nil {
-		return nil, err
-	}
-	o.grant, err = o.grantRoots.signing()
-	return o, err
-}
-
-// loadAuthority reads NAME.key, that of a root.
-func loadAuthority(dir, name string, cert *x509.Certificate) (*authority, error) {
 	key, err := readKey(filepath.Join(dir, name+".key"))
 	if err != nil {
 		return nil, err
@@ -170,14 +160,14 @@ func (o *offline) sign(a *authority, template *x509.Certificate, now time.Time) 
 	return chain[0], nil
 }
 
-// signStatement signs text that is no certificate with a root.
-func (o *offline) signStatement(a *authority, what string, text []byte, now time.Time) ([]byte, error) {
+// signStatement signs text that is no certificate with the identity root.
+func (o *offline) signStatement(what string, text []byte, now time.Time) ([]byte, error) {
 	hash := tbsHash(sha256.Sum256(text))
-	line := journalLine{Time: now.UTC(), What: what, Record: Record{TBSHash: hash.String(), Issuer: a.id}}
+	line := journalLine{Time: now.UTC(), What: what, Record: Record{TBSHash: hash.String(), Issuer: o.identity.id}}
 	if err := o.journal(line); err != nil {
 		return nil, err
 	}
-	gate := a.cas.gate
+	gate := o.identity.cas.gate
 	defer gate.commit(hash)()
 	return gate.Sign(nil, hash[:], crypto.SHA256)
 }
@@ -260,7 +250,7 @@ func fillOffline(dir string, o InitOptions, s seed) error {
 		{identityRootName, o.TrustDomain, "identity root"},
 		{grantsRootName, o.GrantTrustDomain, "grants root"},
 	} {
-		if err := makeRoot(dir, r.name, fmt.Sprintf("%s %s", r.td.Name(), r.what), r.td, rootOptions{o.Now, o.Dev}); err != nil {
+		if err := makeRoot(dir, r.name, r.td, r.what, o); err != nil {
 			return err
 		}
 	}
@@ -287,8 +277,8 @@ func fillOffline(dir string, o InitOptions, s seed) error {
 		}
 		folder := Folder{
 			Chain: chain, Key: key,
-			IdentityRoots: off.identities.set.Roots(),
-			GrantRoots:    off.grantRoots.set.Roots(),
+			IdentityRoots: []*x509.Certificate{off.identity.cert},
+			GrantRoots:    []*x509.Certificate{off.grant.cert},
 		}
 		if err := folder.Write(filepath.Join(dir, PersonsDir, name)); err != nil {
 			return err
@@ -297,20 +287,14 @@ func fillOffline(dir string, o InitOptions, s seed) error {
 	return nil
 }
 
-// rootOptions say what is special about a root.
-type rootOptions struct {
-	now time.Time
-	dev bool
-}
-
 // makeRoot makes a root's key and its certificate. The curve is P-256 for the
 // roots too: a chain is as strong as its weakest key, the issuers have P-256,
 // and every new connection pays for verifying the root's signature.
-func makeRoot(dir, name, subject string, td spiffeid.TrustDomain, o rootOptions) error {
-	start := o.now.UTC().Truncate(time.Second)
+func makeRoot(dir, name string, td spiffeid.TrustDomain, what string, o InitOptions) error {
+	start := o.Now.UTC().Truncate(time.Second)
 	v := validity{start.Add(-offlineBackdate), start.Add(rootLife)}
-	template := rootProfile(subject, td.ID().URL(), v)
-	if o.dev {
+	template := rootProfile(fmt.Sprintf("%s %s", td.Name(), what), td.ID().URL(), v)
+	if o.Dev {
 		template.Subject.OrganizationalUnit = []string{devUnit}
 	}
 	soft := &softcas.SoftCAS{}
@@ -321,7 +305,7 @@ func makeRoot(dir, name, subject string, td spiffeid.TrustDomain, o rootOptions)
 		Lifetime: v.life(),
 	})
 	if err != nil {
-		return fmt.Errorf("ca: make the %s: %w", subject, err)
+		return fmt.Errorf("ca: make the %s: %w", what, err)
 	}
 	key, err := EncodeKey(resp.Signer)
 	if err != nil {

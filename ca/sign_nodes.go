@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -67,14 +68,13 @@ func SignNodes(dir string, requests []NodeRequest, o SignOptions) (Manifest, err
 		return Manifest{}, fmt.Errorf("%w: there is no manifest in %s to add nodes to or drop them from", ErrInvalid, dir)
 	}
 	m := Manifest{
-		Cluster:          ClusterID(off.identities.held[0].cert, off.grantRoots.held[0].cert),
+		Cluster:          ClusterID(off.identity.cert, off.grant.cert),
 		Sequence:         old.Sequence + 1,
 		TrustDomain:      off.identityTD,
 		GrantTrustDomain: off.grants,
-		Dev:              isDev(off.identities.held[0].cert),
-		IdentityRoots:    off.identities.certificates(),
-		GrantRoots:       off.grantRoots.certificates(),
-		RootDocuments:    off.documents,
+		Dev:              isDev(off.identity.cert),
+		IdentityRoots:    []*x509.Certificate{off.identity.cert},
+		GrantRoots:       []*x509.Certificate{off.grant.cert},
 		Persons:          off.seed.Persons,
 		Groups:           off.seed.Groups,
 		Policy:           off.seed.Policy,
@@ -117,7 +117,7 @@ func (o *offline) seal(m Manifest, path string, now time.Time) (Manifest, error)
 	if err != nil {
 		return Manifest{}, err
 	}
-	if m.Signature, err = o.signStatement(o.identity, "manifest of "+m.Cluster, statement, now); err != nil {
+	if m.Signature, err = o.signStatement("manifest of "+m.Cluster, statement, now); err != nil {
 		return Manifest{}, err
 	}
 	text, err := m.Encode()

@@ -72,7 +72,6 @@ type offline struct {
 	manifest ca.Manifest
 	listen   map[string][2]net.Listener // API and Raft, held until the node starts
 	nodes    []*ca.Node
-	believed []*x509.Certificate // the roots that clients go by; nil: the manifest's
 }
 
 func newOffline(t testing.TB, size int) *offline {
@@ -155,11 +154,7 @@ func certificate(chain []*x509.Certificate, key crypto.Signer) tls.Certificate {
 
 func (o *offline) roots() *x509.CertPool {
 	p := x509.NewCertPool()
-	roots := o.believed
-	if roots == nil {
-		roots = o.manifest.IdentityRoots
-	}
-	for _, c := range roots {
+	for _, c := range o.manifest.IdentityRoots {
 		p.AddCert(c)
 	}
 	return p

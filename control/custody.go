@@ -26,7 +26,6 @@ type trusted struct {
 	roots      []*x509.Certificate // of identities
 	grantRoots []*x509.Certificate
 	revision   uint64          // of the state that roots and denied are of
-	documents  uint64          // roots documents that there have been, of both domains
 	denied     map[string]bool // ids of issuers that are out of use
 	signing    map[approval.Role]*ca.Issuer
 	usable     map[approval.Role]bool // false: denied, over, or its key is gone
@@ -38,16 +37,15 @@ type trusted struct {
 type custody struct {
 	cur atomic.Pointer[trusted]
 
-	mu        sync.Mutex
-	revision  uint64                 // guarded by mu; of the state that the rest was read from
-	documents uint64                 // guarded by mu; roots documents, of both domains
-	mine      []approval.Issuer      // guarded by mu; this node's, of the state
-	roots     [2][]*x509.Certificate // guarded by mu; identity, grants
-	denied    map[string]bool        // guarded by mu
-	apiDER    []byte                 // guarded by mu; of the state
-	issuers   map[string]*ca.Issuer  // guarded by mu; by id, those whose key is here
-	file      ca.NodeCertificates    // guarded by mu; in the key folder
-	fileErr   string                 // guarded by mu; why it is not in use
+	mu       sync.Mutex
+	revision uint64                 // guarded by mu; of the state that the rest was read from
+	mine     []approval.Issuer      // guarded by mu; this node's, of the state
+	roots    [2][]*x509.Certificate // guarded by mu; identity, grants
+	denied   map[string]bool        // guarded by mu
+	apiDER   []byte                 // guarded by mu; of the state
+	issuers  map[string]*ca.Issuer  // guarded by mu; by id, those whose key is here
+	file     ca.NodeCertificates    // guarded by mu; in the key folder
+	fileErr  string                 // guarded by mu; why it is not in use
 }
 
 // refusal is what the cluster would not record, and why: it is not asked again
@@ -58,21 +56,17 @@ type refusal struct {
 	why          error
 }
 
-func newCustody(n *ca.Node, m ca.Manifest) (*custody, error) {
-	identity, grants, err := m.Roots()
-	if err != nil {
-		return nil, err
-	}
+func newCustody(n *ca.Node, m ca.Manifest) *custody {
 	c := &custody{
-		roots:   [2][]*x509.Certificate{identity.Roots(), grants.Roots()},
+		roots:   [2][]*x509.Certificate{m.IdentityRoots, m.GrantRoots},
 		issuers: map[string]*ca.Issuer{n.Identity.ID(): n.Identity, n.Grants.ID(): n.Grants},
 	}
 	c.cur.Store(&trusted{
-		roots: c.roots[0], grantRoots: c.roots[1], api: n.API,
+		roots: m.IdentityRoots, grantRoots: m.GrantRoots, api: n.API,
 		signing: map[approval.Role]*ca.Issuer{approval.RoleIdentity: n.Identity, approval.RoleGrant: n.Grants},
 		usable:  map[approval.Role]bool{approval.RoleIdentity: true, approval.RoleGrant: true},
 	})
-	return c, nil
+	return c
 }
 
 // get is whom the node believes and what it signs with now.
@@ -98,7 +92,6 @@ func (n *node) learn(ctx context.Context, s approval.State) error {
 	if err != nil && !errors.Is(err, approval.ErrNotFound) {
 		return err
 	}
-	c.documents = 0
 	for i, role := range []approval.Role{approval.RoleIdentity, approval.RoleGrant} {
 		r, err := s.Roots(role)
 		if err != nil {
@@ -109,7 +102,6 @@ func (n *node) learn(ctx context.Context, s approval.State) error {
 			return err
 		}
 		c.roots[i] = roots
-		c.documents += r.Sequence
 	}
 	c.mine, c.denied, c.apiDER, c.revision = nil, map[string]bool{}, self.APICertificate, revision
 	for _, i := range cluster.Issuers {
@@ -141,7 +133,7 @@ func parseCertificates(ders [][]byte) ([]*x509.Certificate, error) {
 func (n *node) choose(ctx context.Context) {
 	c, old := n.custody, n.custody.get()
 	next := &trusted{
-		roots: c.roots[0], grantRoots: c.roots[1], denied: c.denied, revision: c.revision, documents: c.documents,
+		roots: c.roots[0], grantRoots: c.roots[1], denied: c.denied, revision: c.revision,
 		signing: map[approval.Role]*ca.Issuer{}, usable: map[approval.Role]bool{},
 	}
 	for _, role := range []approval.Role{approval.RoleIdentity, approval.RoleGrant} {

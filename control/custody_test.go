@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"maps"
 	"math/big"
 	"net/url"
 	"os"
@@ -238,9 +237,7 @@ func TestHealthWarnsAtHalfOfAnIssuersLife(t *testing.T) {
 		"over":   {e.GrantIssuer.NotAfter, statusFail},
 	} {
 		n := &node{settings: settings{node: o.nodes[0], manifest: o.manifest, now: func() time.Time { return c.at }}}
-		var err error
-		n.custody, err = newCustody(n.node, n.manifest)
-		must(t, err)
+		n.custody = newCustody(n.node, n.manifest)
 		if f := n.checkIssuer("grant issuer", approval.RoleGrant); f.Status != c.want {
 			t.Errorf("%s: %+v", name, f)
 		}
@@ -274,70 +271,4 @@ func readKeyFile(path string) (crypto.Signer, error) {
 		return nil, err
 	}
 	return ca.DecodeKey(text)
-}
-
-// TestRootsRotateInACluster goes over to new roots under running nodes, and then
-// is the thief of the old one.
-func TestRootsRotateInACluster(t *testing.T) {
-	t.Parallel()
-	c := newCluster(t, nil)
-	ctx := t.Context()
-	publish := func(documents []trust.Document, err error) {
-		t.Helper()
-		must(t, err)
-		for _, d := range documents {
-			line, err := d.Encode()
-			must(t, err)
-			set, err := c.as("user/ann").SetRoots(ctx, string(line))
-			must(t, err)
-			if set.Sequence != d.Sequence {
-				t.Errorf("document %d is in force, not %d", set.Sequence, d.Sequence)
-			}
-		}
-	}
-	oldAnn, old := c.as("user/ann"), c.identity(t, "spiffe://acme.test/user/alice")
-	publish(ca.RotateRoots(c.dir, ca.RootsOptions{Identities: true, Grants: true}))
-	renewed := map[string]ca.NodeCertificates{}
-	for _, e := range c.manifest.Nodes {
-		renewed[e.ID] = c.renew(e.ID, false)
-		_, err := oldAnn.InstallIssuers(ctx, installInput(renewed[e.ID]))
-		must(t, err)
-	}
-	identity, _, err := ca.OfflineRoots(c.dir)
-	must(t, err)
-	c.believed = identity
-	c.mu.Lock()
-	clear(c.people)
-	c.mu.Unlock()
-	for _, r := range c.live() {
-		c.until("node "+r.ID()+" shows its new certificate", func() bool { return c.shown(r).Equal(renewed[r.ID()].APICertificate) })
-	}
-	publish(ca.RetireRoots(c.dir, ca.RootsOptions{Identities: true, Grants: true}))
-	signer := c.minted()
-	if !slices.ContainsFunc(slices.Collect(maps.Values(renewed)), func(n ca.NodeCertificates) bool { return n.GrantIssuer.Equal(signer) }) {
-		t.Error("minted by an issuer of the retired root")
-	}
-	c.until("an identity of the retired root opens nothing", func() bool {
-		_, err := c.client(old, c.urls()[0]).WhoAmI(ctx, api.Stale())
-		return errors.Is(err, api.ErrUnauthenticated)
-	})
-	for _, r := range c.live() {
-		if b := c.node(r.ID()).n.custody.get(); len(b.roots) != 1 || !b.roots[0].Equal(identity[len(identity)-1]) {
-			t.Errorf("node %s believes %d identity roots", r.ID(), len(b.roots))
-		}
-	}
-	roots, err := c.as("user/ann").Roots(ctx)
-	must(t, err)
-	_, err = c.as("user/ann").SetRoots(ctx, roots.Identity.Documents[0])
-	wantProblem(t, err, api.CodeStale)
-	c.check()
-	// A restart from the old manifest, in which the old root is all there is.
-	last := c.leader().ID()
-	c.halt(last)
-	c.start(last)
-	c.awaitReady()
-	c.until("the retired root opens nothing there", func() bool {
-		b := c.node(last).n.custody.get()
-		return len(b.roots) == 1 && b.roots[0].Equal(identity[len(identity)-1])
-	})
 }

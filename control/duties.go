@@ -97,7 +97,6 @@ func (n *node) bootstrap(ctx context.Context) error {
 		Policy: m.Policy, Manifest: m.Sequence,
 		IdentityRoots: mapped(m.IdentityRoots, func(c *x509.Certificate) []byte { return c.Raw }),
 		GrantRoots:    mapped(m.GrantRoots, func(c *x509.Certificate) []byte { return c.Raw }),
-		RootDocuments: mapped(m.RootDocuments, func(d string) []byte { return []byte(d) }),
 		Persons: mapped(m.Persons, func(p ca.Person) approval.Person {
 			return approval.Person{Name: p.Name, IDs: list(p.IDs), Owns: list(p.Owns)}
 		}),

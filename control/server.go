@@ -92,13 +92,11 @@ func open(cfg Config) (*Server, error) {
 	}
 	n := &node{
 		settings: set,
+		custody:  newCustody(set.node, set.manifest),
 		spans:    set.tracer.Tracer("github.com/hallpass/hallpass/control"),
 		feed:     newFeedWatch(),
 		clock:    newClockWatch(),
 		machine:  &machine{approval.Machine{Speaks: cfg.speaks}},
-	}
-	if n.custody, err = newCustody(set.node, set.manifest); err != nil {
-		return nil, fmt.Errorf("control: %w", err)
 	}
 	n.verifier = verifier{trusted: n.custody.get, trustDomain: set.trustDomain, grantDomain: set.grantDomain, now: set.now}
 	if n.handler, err = api.NewHandler(api.Config{

@@ -408,7 +408,6 @@ type Feed struct {
 	Grants     []FeedEntry `json:"grants"`
 	Issuers    []FeedEntry `json:"issuers"`
 	VerifiedAt time.Time   `json:"verified_at" doc:"when a quorum last confirmed that nothing newer exists, by the leader's clock"`
-	Roots      uint64      `json:"roots,omitempty" doc:"how many roots documents there have been, of both trust domains: see /v1/roots"`
 }
 
 // FeedEntry is one revoked id.
@@ -421,7 +420,6 @@ type FeedEntry struct {
 type Heartbeat struct {
 	Revision   uint64    `json:"revision"`
 	VerifiedAt time.Time `json:"verified_at"`
-	Roots      uint64    `json:"roots,omitempty"`
 }
 
 // Event is one accepted change, as told by GET /v1/events.

@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -162,12 +162,16 @@ func (a *app) signOffline(spec ca.IdentitySpec, dir folder, root string) error {
 	if err != nil {
 		return err
 	}
-	identities, grants, err := ca.OfflineRoots(root)
-	if err != nil {
-		return err
+	files := map[string]string{
+		ca.FolderIdentityBundle: filepath.Join(root, "identity-root.crt"),
+		ca.FolderGrantsBundle:   filepath.Join(root, "grants-root.crt"),
 	}
-	for name, roots := range map[string][]*x509.Certificate{ca.FolderIdentityBundle: identities, ca.FolderGrantsBundle: grants} {
-		if err := dir.write(name, string(ca.EncodeCertificates(roots...))); err != nil {
+	for name, from := range files {
+		text, err := os.ReadFile(from)
+		if err != nil {
+			return err
+		}
+		if err := dir.write(name, string(text)); err != nil {
 			return err
 		}
 	}
