@@ -8,6 +8,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/hallpass/hallpass/internal/near"
 )
 
 type sample struct {
@@ -133,6 +136,45 @@ func TestFieldsAndEnviron(t *testing.T) {
 		err := Environ(fields, []string{entry}, nil)
 		if !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", entry, err, want)
+		}
+	}
+}
+
+// FuzzDecode holds what is taken from a file against what yaml.v3 reads in it by itself: one mapping in which no key is there
+// twice, and the same texts. A file with a mistake is told as such, with its line.
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte("node: 1\nlisten: {api: \"127.0.0.1:8443\"}\nhosts: [a, b]\nstrict: true\nrules:\n  - name: x\nrevocation:\n  max_staleness: 10s\n"), uint16(0), byte(' '))
+	f.Add([]byte("# none\n---\nlimit: 3\nskew: 1m\n"), uint16(0), byte(' '))
+	f.Add([]byte("node: &a x\nhosts: [*a]\n"), uint16(0), byte(' '))
+	f.Add([]byte("node: a\nnodde: b\nhosts: [a]\n"), uint16(2), byte(' '))
+	f.Add([]byte("limit: 1\nskew: 1s\nskeww: 2s\n"), uint16(2), byte(' '))
+	f.Fuzz(func(t *testing.T, data []byte, at uint16, b byte) {
+		for _, data := range near.Of(data, at, b) {
+			tryDecode(t, data)
+		}
+	})
+}
+
+func tryDecode(t *testing.T, data []byte) {
+	t.Helper()
+	var got sample
+	if err := Decode("f.yaml", data, &got); err != nil {
+		if !errors.Is(err, ErrConfig) || !strings.HasPrefix(err.Error(), "f.yaml:") {
+			t.Errorf("%v", err)
+		}
+		return
+	}
+	var m map[string]yaml.Node
+	if err := yaml.Unmarshal(data, &m); err != nil {
+		t.Fatalf("%q is taken, and yaml says %v", data, err)
+	}
+	node, hosts, rules := m["node"], m["hosts"], m["rules"]
+	if node.Value != got.Node || len(hosts.Content) != len(got.Hosts) || len(rules.Content) != len(got.Rules) {
+		t.Fatalf("%q is taken as %+v", data, got)
+	}
+	for i, h := range hosts.Content {
+		if h.Value != got.Hosts[i] {
+			t.Errorf("host %q is taken as %q", h.Value, got.Hosts[i])
 		}
 	}
 }

@@ -40,13 +40,18 @@ func (f Field) Bool() bool { return f.value.Kind() == reflect.Bool }
 // Set parses text into the field. A list is given with commas.
 func (f Field) Set(text string) error {
 	if f.value.Kind() == reflect.Slice {
-		var items []string
+		list := reflect.MakeSlice(f.value.Type(), 0, 0)
 		for item := range strings.SplitSeq(text, ",") {
-			if item = strings.TrimSpace(item); item != "" {
-				items = append(items, item)
+			if item = strings.TrimSpace(item); item == "" {
+				continue
 			}
+			value := reflect.New(f.value.Type().Elem()).Elem()
+			if err := setText(value, item); err != nil {
+				return fmt.Errorf("%w: %s: want %s, got %q%s", ErrConfig, f.Path, kindName(value.Type()), item, because(err))
+			}
+			list = reflect.Append(list, value)
 		}
-		f.value.Set(reflect.ValueOf(items).Convert(f.value.Type()))
+		f.value.Set(list)
 		return nil
 	}
 	if err := setText(f.value, text); err != nil {
