@@ -19,11 +19,9 @@ func Decide(p *Policy, r Request) Outcome {
 		return Outcome{Reason: reason}
 	}
 	wanted := r.Scope.Permissions()
-	var applying []rule
-	for _, q := range p.rules {
-		if q.concerns(r.Scope.Service(), r.Requester, r.Groups, r.Subject) && overlapsAny(q.permissions, wanted) {
-			applying = append(applying, q)
-		}
+	applying, missed, reason := p.applying(r)
+	if reason != "" {
+		return Outcome{Reason: reason}
 	}
 	out := Outcome{Rules: ruleNames(applying)}
 	for _, q := range applying {
@@ -34,9 +32,12 @@ func Decide(p *Policy, r Request) Outcome {
 	}
 	for _, w := range wanted {
 		if !covered(applying, w) {
-			out.Reason = uncoveredReason(p, r, w)
+			out.Reason = uncoveredReason(p, r, missed, w)
 			return out
 		}
+	}
+	if out.Reason = wrongReason(applying, r.Reason); out.Reason != "" {
+		return out
 	}
 	return strictest(applying, r.Duration, out)
 }
@@ -91,9 +92,20 @@ func strictest(applying []rule, asked time.Duration, out Outcome) Outcome {
 	return out
 }
 
-// concerns reports whether the rule is about this service and these people.
-func (q rule) concerns(service string, requester spiffeid.ID, groups []string, subject spiffeid.ID) bool {
-	if q.service != service || !anyMatches(q.requesters, requester, groups) {
+// isAbout reports whether the rule is about a service: by its name, or as one of
+// those that the policy lists.
+func (p *Policy) isAbout(q rule, service string) bool {
+	if q.service == anyService {
+		_, listed := p.services[service]
+		return listed
+	}
+	return q.service == service
+}
+
+// concerns reports whether the rule, which is about the service, is about these
+// people.
+func (q rule) concerns(requester spiffeid.ID, groups []string, subject spiffeid.ID) bool {
+	if !anyMatches(q.requesters, requester, groups) {
 		return false
 	}
 	if q.deny != "" {
@@ -172,11 +184,16 @@ func denyReason(q rule, s grant.Scope) string {
 // uncoveredReason says how far from any rule a wanted permission is, so that
 // whoever asks knows whether to change the service, the subject or the
 // permission, or to ask for a rule.
-func uncoveredReason(p *Policy, r Request, wanted grant.Permission) string {
+func uncoveredReason(p *Policy, r Request, missed []rule, wanted grant.Permission) string {
 	service := r.Scope.Service()
+	for _, q := range missed {
+		if q.deny == "" && covered([]rule{q}, wanted) {
+			return fmt.Sprintf("no rule allows %q at %q as things are; rule %q would if this held: %s", wanted, service, q.name, q.match.text)
+		}
+	}
 	var about, naming, fitting []rule
 	for _, q := range p.rules {
-		if q.deny != "" || q.service != service {
+		if q.deny != "" || !p.isAbout(q, service) {
 			continue
 		}
 		about = append(about, q)
@@ -184,7 +201,7 @@ func uncoveredReason(p *Policy, r Request, wanted grant.Permission) string {
 			continue
 		}
 		naming = append(naming, q)
-		if q.concerns(service, r.Requester, r.Groups, r.Subject) {
+		if q.concerns(r.Requester, r.Groups, r.Subject) {
 			fitting = append(fitting, q)
 		}
 	}
@@ -207,7 +224,11 @@ func uncoveredReason(p *Policy, r Request, wanted grant.Permission) string {
 func services(p *Policy) []string {
 	var out []string
 	for _, q := range p.rules {
-		if q.deny == "" {
+		switch {
+		case q.deny != "":
+		case q.service == anyService:
+			out = slices.AppendSeq(out, maps.Keys(p.services))
+		default:
 			out = append(out, q.service)
 		}
 	}

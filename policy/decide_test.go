@@ -13,10 +13,11 @@ import (
 
 	"github.com/hallpass/hallpass/grant"
 	"github.com/hallpass/hallpass/policy"
+	"github.com/hallpass/hallpass/policy/condition"
 )
 
-// A case reads: WHO[+GROUP…] [for SUBJECT] wants SERVICE: PERMISSION[; …] lasting DURATION -> OUTCOME
-var caseLine = regexp.MustCompile(`^([^\s+]+)((?:\+[^\s+]+)*)(?: for (\S+))? wants (\S+): (.+) lasting (\S+) -> (.+)$`)
+// A case reads: WHO[+GROUP…] [for SUBJECT] wants SERVICE: PERMISSION[; …] lasting DURATION [because "REASON"] [at TIME] -> OUTCOME
+var caseLine = regexp.MustCompile(`^([^\s+]+)((?:\+[^\s+]+)*)(?: for (\S+))? wants (\S+): (.+) lasting (\S+)(?: because "([^"]*)")?(?: at (\S+))? -> (.+)$`)
 
 // TestDecide runs the cases of each file in testdata/decide against its policy.
 func TestDecide(t *testing.T) {
@@ -37,7 +38,7 @@ func TestDecide(t *testing.T) {
 					continue
 				}
 				r, want := parseCase(t, line)
-				got := policy.Decide(p, r)
+				got := decided(t, p, r)
 				if text := describe(got); text != want {
 					t.Errorf("%s\n got: %s", line, text)
 				}
@@ -78,7 +79,23 @@ func parseCase(t *testing.T, line string) (policy.Request, string) {
 	if r.Duration, err = time.ParseDuration(m[6]); err != nil {
 		t.Fatal(err)
 	}
-	return r, m[7]
+	r.Reason = m[7]
+	if m[8] != "" {
+		if r.Start, err = time.Parse(time.RFC3339, m[8]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return r, m[9]
+}
+
+// decided is what the policy says once its conditions are answered.
+func decided(t *testing.T, p *policy.Policy, r policy.Request) policy.Outcome {
+	t.Helper()
+	s, err := condition.Compile(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Decide(t.Context(), r)
 }
 
 // spiffe reads "user/alice" as alice of acme.test, and "nobody" as no ID.

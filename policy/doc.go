@@ -10,7 +10,14 @@
 //	YAML ─► Parse ─► Policy ─┐
 //	                         ├─► Decide ─► Outcome: denied and why, or
 //	requester, groups,      ─┘             granted at once, or
-//	subject, scope, duration               these groups must approve, so many each
+//	subject, scope, duration,              these groups must approve, so many each
+//	reason, answers
+//
+// A rule may have a condition, an expression in CEL. Here that is a text:
+// [Questions] says which conditions a request raises, whoever asks has them
+// answered by package condition, and Decide takes the answers as a part of the
+// request: exactly those, or it denies. So Decide stays the same function on
+// every node, whatever release of the evaluator it was built with.
 //
 // # How rules combine
 //
@@ -25,6 +32,7 @@
 //   - every group that any of them names must approve, as often as the most
 //     demanding of them says;
 //   - the shortest max_duration and the shortest certificate_ttl hold;
+//   - the reason must match what each of them demands of it;
 //   - a grant is automatic only when all of them are.
 //
 // So adding a rule that applies never loosens what others demand, and asking

@@ -33,7 +33,7 @@ func TestPolicyPage(t *testing.T) {
 		case "cases":
 			for line := range strings.Lines(text) {
 				r, want := parseCase(t, strings.TrimSpace(line))
-				if got := describe(policy.Decide(p, r)); got != want {
+				if got := describe(decided(t, p, r)); got != want {
 					t.Errorf("%s\n got: %s", line, got)
 				}
 				cases++

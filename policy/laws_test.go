@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/hallpass/hallpass/grant"
+	"github.com/hallpass/hallpass/internal/near"
 	"github.com/hallpass/hallpass/policy"
 )
 
@@ -285,34 +286,42 @@ func TestInvariant09_EmptyMeansDenied_Policy(t *testing.T) {
 	})
 }
 
+// FuzzParse: a policy is read or its mistakes are told; and whatever was read decides
+// by the laws that any outcome keeps.
 func FuzzParse(f *testing.F) {
 	text, err := os.ReadFile("../examples/policy.yaml")
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(text)
-	f.Add([]byte("version: 1\nrules: []\n"))
-	f.Add([]byte("version: 1\nrules:\n  - {name: a, service: payments, requesters: [group:a], permissions: [tcp], auto: true, max_duration: 1h}\n"))
-	f.Add([]byte("version: 1\nrules: &a [*a]\n"))
-	f.Add([]byte("? [a]\n: b\n"))
+	f.Add(text, uint16(0), byte('0'))
+	f.Add([]byte("version: 1\nrules: []\n"), uint16(0), byte('0'))
+	f.Add([]byte("version: 1\nrules:\n  - {name: a, service: payments, requesters: [group:a], permissions: [tcp], auto: true, max_duration: 1h}\n"), uint16(0), byte('0'))
+	f.Add([]byte("version: 1\nrules: &a [*a]\n"), uint16(0), byte('0'))
+	for _, group := range []string{"a", "b", "c"} {
+		one := "version: 1\nrules:\n  - {name: a, service: payments, requesters: [group:a], permissions: ['GET /**'], require: [{group: " + group + ", approvals: 1}], max_duration: 1h}\n"
+		f.Add([]byte(one), uint16(0), byte('0'))
+	}
+	f.Add([]byte("? [a]\n: b\n"), uint16(0), byte('0'))
 	alice := spiffeid.RequireFromString("spiffe://acme.test/user/alice")
 	scope, err := grant.ParseScope("payments", []string{"GET /accounts/1"})
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Fuzz(func(t *testing.T, text []byte) {
-		p, err := policy.Parse(text)
-		if err != nil {
-			var refused *policy.ParseError
-			if p != nil || !errors.As(err, &refused) || len(refused.Mistakes) == 0 {
-				t.Fatalf("Parse = %v, %v", p, err)
+	f.Fuzz(func(t *testing.T, text []byte, at uint16, b byte) {
+		for _, text := range append(near.Of(text, at, b), near.Number(text, at)...) {
+			p, err := policy.Parse(text)
+			if err != nil {
+				var refused *policy.ParseError
+				if p != nil || !errors.As(err, &refused) || len(refused.Mistakes) == 0 {
+					t.Fatalf("Parse = %v, %v", p, err)
+				}
+				continue
 			}
-			return
-		}
-		for _, groups := range [][]string{nil, p.Groups()} {
-			checkOutcome(t, policy.Decide(p, policy.Request{
-				Requester: alice, Subject: alice, Groups: groups, Scope: scope, Duration: time.Minute,
-			}))
+			for _, groups := range [][]string{nil, p.Groups()} {
+				checkOutcome(t, policy.Decide(p, policy.Request{
+					Requester: alice, Subject: alice, Groups: groups, Scope: scope, Duration: time.Minute,
+				}))
+			}
 		}
 	})
 }

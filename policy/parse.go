@@ -18,7 +18,7 @@ func Parse(text []byte) (*Policy, error) {
 	r := &reader{}
 	p := &Policy{}
 	if top := r.document(text); top != nil {
-		p.rules = r.policy(top)
+		r.policy(top, p)
 	}
 	if err := r.err(); err != nil {
 		return nil, err
@@ -26,17 +26,46 @@ func Parse(text []byte) (*Policy, error) {
 	return p, nil
 }
 
-func (r *reader) policy(top *yaml.Node) []rule {
-	f := r.fields(top, "the policy", "version", "rules")
+func (r *reader) policy(top *yaml.Node, p *Policy) {
+	r.version = versionOf(top)
+	f := r.fields(top, "the policy", r.keys([]string{"version", "rules"}, "services", "tests")...)
 	if f == nil {
-		return nil
+		return
 	}
 	if n := f["version"]; n == nil {
-		r.fail(top, "no version: write version: 1")
+		r.fail(top, "no version: write version: 1, or 2 for conditions, services and tests")
 	} else {
-		r.integer(n, "version", 1, 1)
+		p.version = r.integer(n, "version", 1, MaxVersion)
 	}
-	n := f["rules"]
+	if n := f["services"]; n != nil {
+		p.services = r.services(n)
+		r.listed = p.services
+	}
+	p.rules = r.rules(top, f["rules"])
+	if n := f["tests"]; n != nil {
+		p.tests = r.tests(n)
+	}
+}
+
+// versionOf is which version a policy says that it is, before that was checked.
+func versionOf(top *yaml.Node) int {
+	for i := 0; top.Kind == yaml.MappingNode && i+1 < len(top.Content); i += 2 {
+		if top.Content[i].Value == "version" && top.Content[i+1].Value == "2" {
+			return 2
+		}
+	}
+	return 1
+}
+
+// keys are those that every version has, and those that came with version 2.
+func (r *reader) keys(first []string, second ...string) []string {
+	if r.version < 2 {
+		return first
+	}
+	return append(first, second...)
+}
+
+func (r *reader) rules(top, n *yaml.Node) []rule {
 	switch {
 	case n == nil:
 		r.fail(top, "no rules: write a list of rules, or rules: [] to deny everything")
@@ -76,17 +105,20 @@ func label(n *yaml.Node, i int) string {
 
 // one reads a rule.
 func (r *reader) one(n *yaml.Node) rule {
-	f := r.fields(n, "a rule", "name", "service", "requesters", "subjects", "permissions",
-		"require", "auto", "deny", "max_duration", "certificate_ttl")
+	f := r.fields(n, "a rule", r.keys([]string{
+		"name", "service", "requesters", "subjects", "permissions",
+		"require", "auto", "deny", "max_duration", "certificate_ttl",
+	}, "match", "reason")...)
 	if f == nil {
 		return rule{}
 	}
-	var q rule
+	q := rule{line: n.Line}
 	if v := r.must(n, f, "name"); v != nil {
 		q.name = r.name(v)
 	}
 	if v := r.must(n, f, "service"); v != nil {
 		q.service = r.service(v)
+		r.known(v, q.service)
 	}
 	if v := r.must(n, f, "requesters"); v != nil {
 		q.requesters = r.patterns(v, "requesters", true)
@@ -96,6 +128,12 @@ func (r *reader) one(n *yaml.Node) rule {
 	}
 	if v := r.must(n, f, "permissions"); v != nil {
 		q.permissions = r.permissions(v)
+	}
+	if v := f["match"]; v != nil {
+		q.match = r.expression(v)
+	}
+	if v := f["reason"]; v != nil {
+		q.reason = r.reason(v, f["deny"] != nil)
 	}
 	r.verdict(n, f, &q)
 	r.durations(n, f, &q)
@@ -125,8 +163,8 @@ func (r *reader) name(n *yaml.Node) string {
 
 func (r *reader) service(n *yaml.Node) string {
 	service := r.text(n, "service")
-	if service == "" {
-		return ""
+	if service == "" || service == anyService && r.version >= 2 {
+		return service
 	}
 	if err := grant.ValidService(service); err != nil {
 		r.fail(n, "service: %v", err)

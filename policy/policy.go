@@ -35,7 +35,16 @@ const (
 // Policy is a checked set of rules, as [Parse] returns it. The zero value has
 // no rules and denies everything. It is immutable.
 type Policy struct {
-	rules []rule
+	rules    []rule
+	services map[string]service // version 2: those that there are; nil: not said
+	tests    []Test
+	version  int
+}
+
+// service is what version 2 says of one, for conditions to look at.
+type service struct {
+	tier   string
+	labels map[string]string
 }
 
 // Request is what is asked for, and by whom.
@@ -50,6 +59,14 @@ type Request struct {
 	Scope grant.Scope
 	// Duration is how long the grant is to live.
 	Duration time.Duration
+	// Reason is why, in the requester's words.
+	Reason string
+	// Start is when the grant would begin. Decide does not look at it: conditions
+	// do, before.
+	Start time.Time
+	// Answers are to the Questions that the policy has about this request, in
+	// their order.
+	Answers []Answer
 }
 
 // Requirement is a group and how many of its persons must approve.
@@ -81,15 +98,26 @@ type Outcome struct {
 // rule is one checked rule. Exactly one of auto, deny and require is set.
 type rule struct {
 	name           string
-	service        string
+	line           int
+	service        string // "*": every one of the policy's services
 	requesters     []pattern
 	subjects       []pattern
 	permissions    []grant.Permission
+	match          expression
+	reason         *reasonRule
 	auto           bool
 	deny           string
 	require        []Requirement
 	maxDuration    time.Duration
 	certificateTTL time.Duration
+}
+
+// Version is that of the policy's form: what its text says under version.
+func (p *Policy) Version() int {
+	if p == nil {
+		return 0
+	}
+	return p.version
 }
 
 // Groups returns every group that the policy names, as requesters or as

@@ -65,6 +65,8 @@ func (e *ParseError) Unwrap() error { return ErrPolicy }
 
 // reader collects mistakes while it reads a document.
 type reader struct {
+	version  int                // of the policy
+	listed   map[string]service // its services; nil: not said
 	rule     string
 	mistakes []Mistake
 }
@@ -77,11 +79,16 @@ func (r *reader) err() error {
 	if len(r.mistakes) == 0 {
 		return nil
 	}
-	slices.SortStableFunc(r.mistakes, func(a, b Mistake) int { return a.Line - b.Line })
-	if more := len(r.mistakes) - maxMistakes; more > 0 {
-		r.mistakes = append(r.mistakes[:maxMistakes:maxMistakes], Mistake{Text: fmt.Sprintf("and %d more mistakes", more)})
+	return Refused(r.mistakes)
+}
+
+// Refused is the [*ParseError] of these mistakes, by line.
+func Refused(mistakes []Mistake) error {
+	slices.SortStableFunc(mistakes, func(a, b Mistake) int { return a.Line - b.Line })
+	if more := len(mistakes) - maxMistakes; more > 0 {
+		mistakes = append(mistakes[:maxMistakes:maxMistakes], Mistake{Text: fmt.Sprintf("and %d more mistakes", more)})
 	}
-	return &ParseError{Mistakes: r.mistakes}
+	return &ParseError{Mistakes: mistakes}
 }
 
 var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)
@@ -178,6 +185,8 @@ func (r *reader) fields(n *yaml.Node, what string, known ...string) map[string]*
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
 		switch {
+		case r.version < 2 && slices.Contains(secondKeys(), key.Value):
+			r.fail(key, "%s in a policy of version 1: write version: 2 to use it", key.Value)
 		case key.Kind != yaml.ScalarNode || !slices.Contains(known, key.Value):
 			r.fail(key, "unknown key %q in %s: the keys are %s", key.Value, what, strings.Join(known, ", "))
 		case values[key.Value] != nil:
@@ -188,6 +197,9 @@ func (r *reader) fields(n *yaml.Node, what string, known ...string) map[string]*
 	}
 	return values
 }
+
+// secondKeys are the keys that version 2 brought.
+func secondKeys() []string { return []string{"match", "reason", "services", "tests"} }
 
 // items returns the elements of a non-empty list, or nil.
 func (r *reader) items(n *yaml.Node, what, example string) []*yaml.Node {

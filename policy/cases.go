@@ -1,0 +1,217 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/hallpass/hallpass/grant"
+)
+
+// MaxTests is how many tests a policy may carry. All of them are run before it is
+// taken.
+const MaxTests = 500
+
+// Test is a request that a policy carries with it, and what it is to say to it.
+type Test struct {
+	Name string
+	Line int
+	// Request has no answers yet.
+	Request Request
+
+	want expectation
+}
+
+// expectation is what a test expects. Exactly one of deny, auto and require is set.
+type expectation struct {
+	deny           string // the refusal contains it
+	auto           bool
+	require        []Requirement
+	maxDuration    time.Duration // 0: any
+	certificateTTL time.Duration // 0: any
+	rules          []string      // nil: any
+}
+
+// Tests returns the tests that the policy carries.
+func (p *Policy) Tests() []Test {
+	if p == nil {
+		return nil
+	}
+	return slices.Clone(p.tests)
+}
+
+// Failed says how an outcome is not what the test expects, or "".
+func (t Test) Failed(out Outcome) string {
+	w := t.want
+	got, want := out.String(), w.String()
+	switch {
+	case w.deny != "":
+		if out.Allowed || !strings.Contains(out.Reason, w.deny) {
+			return fmt.Sprintf("it is %s, not denied with %q", got, w.deny)
+		}
+	case !out.Allowed, out.Auto != w.auto, !slices.Equal(out.Require, w.require):
+		return fmt.Sprintf("it is %s, not %s", got, want)
+	case w.maxDuration != 0 && out.MaxDuration != w.maxDuration:
+		return fmt.Sprintf("max_duration is %s, not %s", span(out.MaxDuration), span(w.maxDuration))
+	case w.certificateTTL != 0 && out.CertificateTTL != w.certificateTTL:
+		return fmt.Sprintf("certificate_ttl is %s, not %s", span(out.CertificateTTL), span(w.certificateTTL))
+	}
+	if w.rules != nil && !slices.Equal(w.rules, slices.Sorted(slices.Values(out.Rules))) {
+		return fmt.Sprintf("the rules that apply are %s, not %s", list(out.Rules), list(w.rules))
+	}
+	return ""
+}
+
+// String says in words what was decided.
+func (o Outcome) String() string {
+	switch {
+	case !o.Allowed:
+		return "denied: " + o.Reason
+	case o.Auto:
+		return "granted at once"
+	default:
+		return "to be approved by " + approvers(o.Require)
+	}
+}
+
+func (w expectation) String() string {
+	if w.auto {
+		return "granted at once"
+	}
+	return "to be approved by " + approvers(w.require)
+}
+
+func approvers(all []Requirement) string {
+	texts := make([]string, len(all))
+	for i, q := range all {
+		texts[i] = strconv.Itoa(q.Approvals) + " of " + q.Group
+	}
+	return strings.Join(texts, " and ")
+}
+
+// quietMoment is when a test without at asks: a Monday, at noon.
+func quietMoment() time.Time { return time.Date(2026, time.January, 5, 12, 0, 0, 0, time.UTC) }
+
+func (r *reader) tests(n *yaml.Node) []Test {
+	if n.Kind != yaml.SequenceNode || len(n.Content) > MaxTests {
+		r.fail(n, "tests is %s of %d: write a list of at most %d, or leave it out", kindOf(n), len(n.Content), MaxTests)
+		return nil
+	}
+	var all []Test
+	names := make(map[string]int)
+	for _, item := range n.Content {
+		t := r.test(item)
+		if line, twice := names[t.Name]; twice && t.Name != "" {
+			r.fail(item, "test %q: another of this name is on line %d", t.Name, line)
+		}
+		names[t.Name] = item.Line
+		all = append(all, t)
+	}
+	return all
+}
+
+func (r *reader) test(n *yaml.Node) Test {
+	f := r.fields(n, "a test", "name", "requester", "groups", "subject", "service", "permissions", "duration", "reason", "at", "expect")
+	if f == nil {
+		return Test{}
+	}
+	t := Test{Line: n.Line, Request: Request{Start: quietMoment()}}
+	if v := r.must(n, f, "name"); v != nil {
+		t.Name = r.text(v, "name")
+	}
+	if v := r.must(n, f, "requester"); v != nil {
+		t.Request.Requester = r.id(v, "requester")
+	}
+	t.Request.Subject = t.Request.Requester
+	if v := f["subject"]; v != nil {
+		t.Request.Subject = r.id(v, "subject")
+	}
+	if v := f["groups"]; v != nil {
+		for _, item := range r.items(v, "groups", "[engineers]") {
+			t.Request.Groups = append(t.Request.Groups, r.group(item))
+		}
+	}
+	t.Request.Scope = r.scope(n, f)
+	if v := r.must(n, f, "duration"); v != nil {
+		t.Request.Duration = r.duration(v, "duration", time.Second, MaxDuration)
+	}
+	if v := f["reason"]; v != nil {
+		t.Request.Reason = r.text(v, "reason")
+	}
+	if v := f["at"]; v != nil {
+		at, err := time.Parse(time.RFC3339, v.Value)
+		if v.Kind != yaml.ScalarNode || err != nil {
+			r.fail(v, "at is %s: write a time such as 2026-03-02T22:30:00Z", kindOf(v))
+		}
+		t.Request.Start = at.UTC()
+	}
+	if v := r.must(n, f, "expect"); v != nil {
+		t.want = r.expectation(v)
+	}
+	return t
+}
+
+func (r *reader) id(n *yaml.Node, what string) spiffeid.ID {
+	text := r.text(n, what)
+	if text == "" {
+		return spiffeid.ID{}
+	}
+	id, err := spiffeid.FromString(text)
+	if err != nil || id.Path() == "" {
+		r.fail(n, "%s: %q is not the SPIFFE ID of anybody: write spiffe://TRUST-DOMAIN/PATH", what, text)
+	}
+	return id
+}
+
+func (r *reader) scope(n *yaml.Node, f map[string]*yaml.Node) grant.Scope {
+	service, permissions := r.must(n, f, "service"), r.must(n, f, "permissions")
+	if service == nil || permissions == nil {
+		return grant.Scope{}
+	}
+	name := r.text(service, "service")
+	var texts []string
+	for _, item := range r.items(permissions, "permissions", `["GET /accounts/42"]`) {
+		texts = append(texts, r.text(item, "permissions"))
+	}
+	if name == "" || len(texts) == 0 || slices.Contains(texts, "") {
+		return grant.Scope{}
+	}
+	s, err := grant.ParseScope(name, texts)
+	if err != nil {
+		r.fail(permissions, "%v", err)
+	}
+	return s
+}
+
+func (r *reader) expectation(n *yaml.Node) expectation {
+	f := r.fields(n, "expect", "deny", "auto", "require", "max_duration", "certificate_ttl", "rules")
+	if f == nil {
+		return expectation{}
+	}
+	var q rule
+	r.verdict(n, f, &q)
+	w := expectation{deny: q.deny, auto: q.auto, require: q.require}
+	slices.SortFunc(w.require, func(a, b Requirement) int { return strings.Compare(a.Group, b.Group) })
+	for key, to := range map[string]*time.Duration{"max_duration": &w.maxDuration, "certificate_ttl": &w.certificateTTL} {
+		v := f[key]
+		switch {
+		case v == nil:
+		case f["deny"] != nil:
+			r.fail(v, "%s of what is denied: leave it out", key)
+		default:
+			*to = r.duration(v, key, MinDuration, MaxDuration)
+		}
+	}
+	if v := f["rules"]; v != nil {
+		for _, item := range r.items(v, "rules", "[payments-read]") {
+			w.rules = append(w.rules, r.name(item))
+		}
+		slices.Sort(w.rules)
+	}
+	return w
+}
