@@ -92,6 +92,12 @@ func (s Set) Next(d Document) (Set, error) {
 // has signed are passed over. It says whether the newest of them was: who follows
 // is behind then, and should say so.
 func (s Set) Follow(documents []Document) (next Set, behind bool) {
+	next, _, behind = s.Adopt(documents)
+	return next, behind
+}
+
+// Adopt is Follow for who keeps the documents that were taken in.
+func (s Set) Adopt(documents []Document) (next Set, adopted []Document, behind bool) {
 	documents = slices.Clone(documents)
 	slices.SortStableFunc(documents, func(a, b Document) int { return cmp.Compare(a.Sequence, b.Sequence) })
 	next = s
@@ -102,10 +108,10 @@ func (s Set) Follow(documents []Document) (next Set, behind bool) {
 		}
 		newest = max(newest, d.Sequence)
 		if after, err := next.Next(d); err == nil {
-			next = after
+			next, adopted = after, append(adopted, d)
 		}
 	}
-	return next, next.Sequence() < newest
+	return next, adopted, next.Sequence() < newest
 }
 
 // ParseAll reads documents, one a line.

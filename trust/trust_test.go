@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hallpass/hallpass/internal/near"
 )
 
 const domain = "acme.test"
@@ -228,20 +230,23 @@ func TestEmptyAdmitsNobody(t *testing.T) {
 	}
 }
 
+// FuzzParse: what is read is written the same.
 func FuzzParse(f *testing.F) {
 	a := newRoot(f, domain)
 	line, err := document(f, 1, []root{a}, nil, []root{a}).Encode()
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(line)
-	f.Fuzz(func(t *testing.T, text []byte) {
-		d, err := Parse(text)
-		if err != nil {
-			return
-		}
-		if again, err := d.Encode(); err != nil || !bytes.Equal(again, text) {
-			t.Errorf("%q is written %q", text, again)
+	f.Add(line, uint16(0), byte('x'))
+	f.Fuzz(func(t *testing.T, text []byte, at uint16, b byte) {
+		for _, text := range near.Of(text, at, b) {
+			d, err := Parse(text)
+			if err != nil {
+				continue
+			}
+			if again, err := d.Encode(); err != nil || !bytes.Equal(again, text) {
+				t.Errorf("%q is written %q", text, again)
+			}
 		}
 	})
 }
