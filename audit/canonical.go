@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -114,19 +115,73 @@ func (r *jsonReader) array(dst []byte, depth int) ([]byte, error) {
 	}
 }
 
+// jsonMember is a member of an object and where it was written.
 type jsonMember struct {
-	name  string
-	key   []uint16 // the name in UTF-16, by which RFC 8785 §3.2.3 sorts
-	value []byte
+	name     string
+	from, to int
 }
 
 func (r *jsonReader) object(dst []byte, depth int) ([]byte, error) {
-	members, err := r.members(depth)
-	if err != nil {
-		return nil, err
-	}
-	slices.SortFunc(members, func(a, b jsonMember) int { return slices.Compare(a.key, b.key) })
+	r.pos++
 	dst = append(dst, '{')
+	if r.next() == '}' {
+		r.pos++
+		return append(dst, '}'), nil
+	}
+	var room [12]jsonMember
+	members, begin, sorted := room[:0], len(dst), true
+	for {
+		m, err := r.member(&dst, depth)
+		if err != nil {
+			return nil, err
+		}
+		members = append(members, m)
+		if n := len(members); n > 1 && compareNames(members[n-2].name, m.name) >= 0 {
+			sorted = false
+		}
+		switch r.next() {
+		case ',':
+			r.pos++
+			dst = append(dst, ',')
+		case '}':
+			r.pos++
+			if !sorted {
+				if dst, err = inOrder(dst, begin, members); err != nil {
+					return nil, err
+				}
+			}
+			return append(dst, '}'), nil
+		default:
+			return nil, errors.New("an object without end")
+		}
+	}
+}
+
+// member appends one member, its name and its value.
+func (r *jsonReader) member(dst *[]byte, depth int) (m jsonMember, err error) {
+	if r.next() != '"' {
+		return m, errors.New("a member without a name")
+	}
+	if m.name, err = r.text(); err != nil {
+		return m, err
+	}
+	if r.next() != ':' {
+		return m, errors.New("a member without a value")
+	}
+	r.pos++
+	m.from = len(*dst)
+	if *dst, err = r.value(append(appendString(*dst, m.name), ':'), depth+1); err != nil {
+		return m, err
+	}
+	m.to = len(*dst)
+	return m, nil
+}
+
+// inOrder sorts the members that were written to dst from begin on.
+func inOrder(dst []byte, begin int, members []jsonMember) ([]byte, error) {
+	slices.SortFunc(members, func(a, b jsonMember) int { return compareNames(a.name, b.name) })
+	written := bytes.Clone(dst)
+	dst = dst[:begin]
 	for i, m := range members {
 		if i > 0 {
 			// A repeated name is read as the first by some parsers and as the
@@ -136,46 +191,27 @@ func (r *jsonReader) object(dst []byte, depth int) ([]byte, error) {
 			}
 			dst = append(dst, ',')
 		}
-		dst = append(appendString(dst, m.name), ':')
-		dst = append(dst, m.value...)
+		dst = append(dst, written[m.from:m.to]...)
 	}
-	return append(dst, '}'), nil
+	return dst, nil
 }
 
-func (r *jsonReader) members(depth int) ([]jsonMember, error) {
-	r.pos++
-	if r.next() == '}' {
-		r.pos++
-		return nil, nil
+// compareNames orders names by their UTF-16 code units (RFC 8785 §3.2.3), which
+// for ASCII is by their bytes.
+func compareNames(a, b string) int {
+	if isASCII(a) && isASCII(b) {
+		return strings.Compare(a, b)
 	}
-	var members []jsonMember
-	for {
-		if r.next() != '"' {
-			return nil, errors.New("a member without a name")
-		}
-		name, err := r.text()
-		if err != nil {
-			return nil, err
-		}
-		if r.next() != ':' {
-			return nil, errors.New("a member without a value")
-		}
-		r.pos++
-		value, err := r.value(nil, depth+1)
-		if err != nil {
-			return nil, err
-		}
-		members = append(members, jsonMember{name: name, key: utf16.Encode([]rune(name)), value: value})
-		switch r.next() {
-		case ',':
-			r.pos++
-		case '}':
-			r.pos++
-			return members, nil
-		default:
-			return nil, errors.New("an object without end")
+	return slices.Compare(utf16.Encode([]rune(a)), utf16.Encode([]rune(b)))
+}
+
+func isASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] >= utf8.RuneSelf {
+			return false
 		}
 	}
+	return true
 }
 
 // integer reads an integer as RFC 8785 would write it. Fractions and larger
@@ -195,7 +231,11 @@ func (r *jsonReader) integer(dst []byte) ([]byte, error) {
 
 func (r *jsonReader) text() (string, error) {
 	r.pos++
-	var out []byte
+	plain := r.pos
+	for r.pos < len(r.src) && isPlain(r.src[r.pos]) {
+		r.pos++
+	}
+	out := r.src[plain:r.pos:r.pos] // what is appended goes elsewhere
 	for r.pos < len(r.src) {
 		switch c := r.src[r.pos]; {
 		case c == '"':
@@ -266,11 +306,18 @@ func (r *jsonReader) hex4() (rune, bool) {
 	return rune(n), true
 }
 
+// isPlain reports whether a byte stands for itself in a string, by itself.
+func isPlain(c byte) bool { return c >= ' ' && c != '"' && c != '\\' && c < utf8.RuneSelf }
+
 // appendString appends s as RFC 8785 §3.2.2.2 writes a string.
 func appendString(dst []byte, s string) []byte {
 	const hexDigits = "0123456789abcdef"
-	dst = append(dst, '"')
-	for i := range len(s) {
+	plain := 0
+	for plain < len(s) && isPlain(s[plain]) {
+		plain++
+	}
+	dst = append(append(dst, '"'), s[:plain]...)
+	for i := plain; i < len(s); i++ {
 		switch c := s[i]; c {
 		case '"', '\\':
 			dst = append(dst, '\\', c)

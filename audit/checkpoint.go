@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -106,45 +107,86 @@ func (c Checkpoint) ownKey(name string) bool {
 // must be by one of the verifiers, and none by a known key may be false.
 // Errors wrap [ErrCheckpoint].
 func ParseCheckpoint(signed []byte, verifiers note.Verifiers) (Checkpoint, error) {
-	c, _, err := openCheckpoint(signed, verifiers)
-	return c, err
+	c, err := openCheckpoint(signed, verifiers)
+	return c.Checkpoint, err
 }
 
-// openCheckpoint also returns the names of the keys whose signatures were
-// verified.
-func openCheckpoint(signed []byte, verifiers note.Verifiers) (Checkpoint, []string, error) {
+// ReadCheckpoint reads a signed checkpoint without looking at who signed it: what
+// it says is to be compared with something that is known. Errors wrap
+// [ErrCheckpoint].
+func ReadCheckpoint(signed []byte) (Checkpoint, error) {
+	text, signatures, ok := strings.Cut(string(signed), "\n\n")
+	if !ok || len(signed) > maxCheckpoint || !strings.HasPrefix(signatures, signatureLineMark) {
+		return Checkpoint{}, fmt.Errorf("%w: not a signed note", ErrCheckpoint)
+	}
+	return parseCheckpointText(text + "\n")
+}
+
+// opened is a checkpoint whose signatures were looked at.
+type opened struct {
+	Checkpoint
+	signers   []string // names of the keys whose signatures or cosignatures were verified
+	cosigners []string // names of those whose cosignatures were
+	unknown   []string // NAME+HASH of keys that were not given
+}
+
+// report says what was verified of the head alone.
+func (o opened) report() (Report, error) {
+	td, epoch, err := ParseOrigin(o.Origin)
+	return Report{TrustDomain: td, Epoch: epoch, Checkpoint: o.Checkpoint, Signers: o.signers, Cosigners: o.cosigners}, err
+}
+
+func openCheckpoint(signed []byte, verifiers note.Verifiers) (opened, error) {
 	if len(signed) > maxCheckpoint {
-		return Checkpoint{}, nil, fmt.Errorf("%w: %d bytes, at most %d", ErrCheckpoint, len(signed), maxCheckpoint)
+		return opened{}, fmt.Errorf("%w: %d bytes, at most %d", ErrCheckpoint, len(signed), maxCheckpoint)
 	}
 	n, err := note.Open(signed, verifiers)
 	if unverified, ok := errors.AsType[*note.UnverifiedNoteError](err); ok {
-		var by []string
-		for _, s := range unverified.Note.UnverifiedSigs {
-			by = append(by, fmt.Sprintf("%s+%08x", s.Name, s.Hash))
-		}
-		return Checkpoint{}, nil, fmt.Errorf("%w: signed by none of the given keys, but by %s", ErrCheckpoint, strings.Join(by, ", "))
+		return opened{}, fmt.Errorf("%w: signed by none of the given keys, but by %s", ErrCheckpoint, strings.Join(keysOf(unverified.Note.UnverifiedSigs), ", "))
 	}
 	if err != nil {
-		return Checkpoint{}, nil, fmt.Errorf("%w: %w", ErrCheckpoint, err)
+		return opened{}, fmt.Errorf("%w: %w", ErrCheckpoint, err)
+	}
+	// note.Open passes over a second signature by a key without a look at it: bytes
+	// that nothing vouches for would travel with what was verified.
+	lines := strings.Count(strings.TrimPrefix(string(signed), n.Text+"\n"), "\n")
+	if lines != len(n.Sigs)+len(n.UnverifiedSigs) {
+		return opened{}, fmt.Errorf("%w: a key signed it twice", ErrCheckpoint)
 	}
 	c, err := parseCheckpointText(n.Text)
 	if err != nil {
-		return Checkpoint{}, nil, err
+		return opened{}, err
 	}
-	var signers []string
+	o := opened{Checkpoint: c, unknown: keysOf(n.UnverifiedSigs)}
 	for _, s := range n.Sigs {
 		// note.Open ignores the spare bits of the last base64 digit.
-		if _, err := base64.StdEncoding.Strict().DecodeString(s.Base64); err != nil {
-			return Checkpoint{}, nil, fmt.Errorf("%w: signature by %s is not in canonical form", ErrCheckpoint, s.Name)
+		raw, err := base64.StdEncoding.Strict().DecodeString(s.Base64)
+		if err != nil {
+			return opened{}, fmt.Errorf("%w: signature by %s is not in canonical form", ErrCheckpoint, s.Name)
 		}
-		if c.ownKey(s.Name) {
-			signers = append(signers, s.Name)
+		if !c.ownKey(s.Name) {
+			continue
+		}
+		if !slices.Contains(o.signers, s.Name) {
+			o.signers = append(o.signers, s.Name)
+		}
+		// A node that cosigns twice, by whatever keys, counts once.
+		if len(raw) == keyIDSize+cosignatureSize && !slices.Contains(o.cosigners, s.Name) {
+			o.cosigners = append(o.cosigners, s.Name)
 		}
 	}
-	if len(signers) == 0 {
-		return Checkpoint{}, nil, fmt.Errorf("%w: %q is signed by no key of its own trust domain", ErrCheckpoint, c.Origin)
+	if len(o.signers) == 0 {
+		return opened{}, fmt.Errorf("%w: %q is signed by no key of its own trust domain", ErrCheckpoint, c.Origin)
 	}
-	return c, signers, nil
+	return o, nil
+}
+
+// keysOf names the keys of signatures as verifier keys begin.
+func keysOf(signatures []note.Signature) (keys []string) {
+	for _, s := range signatures {
+		keys = append(keys, fmt.Sprintf("%s+%08x", s.Name, s.Hash))
+	}
+	return keys
 }
 
 func parseCheckpointText(text string) (Checkpoint, error) {

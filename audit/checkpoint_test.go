@@ -15,6 +15,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/hallpass/hallpass/audit"
+	"github.com/hallpass/hallpass/internal/near"
 )
 
 func newKey(t *testing.T, td, node string) *audit.Signer {
@@ -298,6 +299,7 @@ func TestKeyNamesAndVerifiersRefused(t *testing.T) {
 	}
 }
 
+// FuzzParseCheckpoint: what is read, of what was really signed, is written the same.
 func FuzzParseCheckpoint(f *testing.F) {
 	key, err := audit.GenerateKey("acme.test", "n1")
 	if err != nil {
@@ -307,19 +309,21 @@ func FuzzParseCheckpoint(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add("acme.test/hallpass/epoch/1\n0\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n")
-	f.Add("acme.test/hallpass/epoch/01\n00\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU\n")
-	f.Fuzz(func(t *testing.T, text string) {
-		signed, err := note.Sign(&note.Note{Text: text}, key)
-		if err != nil {
-			return
-		}
-		c, err := audit.ParseCheckpoint(signed, known)
-		if err != nil {
-			return
-		}
-		if again, err := c.Text(); err != nil || again != text {
-			t.Fatalf("two spellings of one checkpoint: %q and %q, %v", text, again, err)
+	f.Add("acme.test/hallpass/epoch/1\n0\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n", uint16(40), byte('V'))
+	f.Add("acme.test/hallpass/epoch/01\n00\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU\n", uint16(40), byte('V'))
+	f.Fuzz(func(t *testing.T, text string, at uint16, b byte) {
+		for _, text := range near.Of(text, at, b) {
+			signed, err := note.Sign(&note.Note{Text: text}, key)
+			if err != nil {
+				continue
+			}
+			c, err := audit.ParseCheckpoint(signed, known)
+			if err != nil {
+				continue
+			}
+			if again, err := c.Text(); err != nil || again != text {
+				t.Fatalf("two spellings of one checkpoint: %q and %q, %v", text, again, err)
+			}
 		}
 	})
 }

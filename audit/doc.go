@@ -20,7 +20,9 @@
 // that gave the export, not the disk it lay on, not the network between. What
 // a log like this cannot show is a lie told at the time of writing, or a head
 // that a stolen key signed for a second history; for the latter, keep
-// checkpoints elsewhere and hand them to [Evidence.Older].
+// checkpoints elsewhere and hand them to [Evidence.Older], or to [Growth],
+// which needs no entries. A [Bundle] shows one grant to somebody who is not
+// to see the others; that it shows all about it, only the whole log proves.
 //
 // # What it refuses
 //
@@ -30,6 +32,7 @@
 //   - An entry whose index is not its place in the log.
 //   - A checkpoint without a valid signature by a known key, of a malformed
 //     origin, or with anything between the root and the signatures.
+//   - A bundle with a byte that nothing vouches for.
 //   - A private key file that others may read.
 //
 // The package has no clock, no network and, but for key files, no files: the

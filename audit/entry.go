@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 	"unicode/utf8"
 
@@ -68,11 +69,15 @@ func (e Entry) Canonical() ([]byte, error) {
 	out = appendString(append(out, `{"actor":`...), e.Actor)
 	out = appendString(append(out, `,"command":`...), e.CommandID)
 	out = append(out, `,"details":`...)
-	out, err := appendCanonical(out, details)
-	if err != nil {
-		return nil, fmt.Errorf("%w: details: %w", ErrEntry, err)
+	if plainlyCanonical(details) {
+		out = append(out, details...)
+	} else {
+		var err error
+		if out, err = appendCanonical(out, details); err != nil {
+			return nil, fmt.Errorf("%w: details: %w", ErrEntry, err)
+		}
 	}
-	out = fmt.Appendf(out, `,"index":%d`, e.Index)
+	out = strconv.AppendUint(append(out, `,"index":`...), e.Index, 10)
 	out = appendString(append(out, `,"kind":`...), e.Kind)
 	out = appendString(append(out, `,"node":`...), e.Node)
 	out = appendString(append(out, `,"object":`...), e.Object)

@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/hallpass/hallpass/audit"
+	"github.com/hallpass/hallpass/internal/near"
 )
 
 var noon = time.Date(2026, 11, 23, 12, 0, 0, 250e6, time.UTC)
@@ -265,6 +266,7 @@ func TestEntryRoundTrip(t *testing.T) {
 	})
 }
 
+// FuzzParseEntry: what is read is written the same, and all else is ErrEntry.
 func FuzzParseEntry(f *testing.F) {
 	f.Add([]byte(sampleBody))
 	f.Add([]byte(strings.Replace(sampleBody, "alice", `\u0061lice`, 1)))
@@ -287,29 +289,36 @@ func FuzzParseEntry(f *testing.F) {
 // FuzzDetails holds our reader against encoding/json: what we accept means the
 // same there, before and after.
 func FuzzDetails(f *testing.F) {
-	for _, seed := range []string{`{}`, `{"a":[1,true,null,"x"]}`, `{"b":1,"a":{"\u00e9":-5}}`, `{"a":1,"a":2}`, `{"a":"\ud800"}`, `{"a":1e5}`} {
-		f.Add([]byte(seed))
+	for _, seed := range []string{`{}`, `{"a":[1,true,null,"x"]}`, `{"b":1,"a":{"\u00e9":-5}}`, `{"a":1,"a":2}`, `{"a":"\ud800"}`, `{"a":"\ud83d\ude00"}`, `{"a":1e5}`} {
+		f.Add([]byte(seed), uint16(0), byte(' '))
 	}
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		e := sample()
-		e.Details = raw
-		body, err := e.Canonical()
-		if err != nil {
-			return
-		}
-		back, err := audit.ParseEntry(body)
-		if err != nil {
-			t.Fatalf("what Canonical wrote is refused: %v\n%s", err, body)
-		}
-		if len(raw) == 0 {
-			raw = []byte("{}")
-		}
-		var want, got any
-		if err := errors.Join(json.Unmarshal(raw, &want), json.Unmarshal(back.Details, &got)); err != nil {
-			t.Fatalf("encoding/json refuses what we accept: %v", err)
-		}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Fatalf("meaning changed (-want +got):\n%s", diff)
+	f.Fuzz(func(t *testing.T, raw []byte, at uint16, b byte) {
+		for _, raw := range near.Of(raw, at, b) {
+			tryDetails(t, raw)
 		}
 	})
+}
+
+func tryDetails(t *testing.T, raw []byte) {
+	t.Helper()
+	e := sample()
+	e.Details = raw
+	body, err := e.Canonical()
+	if err != nil {
+		return
+	}
+	back, err := audit.ParseEntry(body)
+	if err != nil {
+		t.Fatalf("what Canonical wrote is refused: %v\n%s", err, body)
+	}
+	if len(raw) == 0 {
+		raw = []byte("{}")
+	}
+	var want, got any
+	if err := errors.Join(json.Unmarshal(raw, &want), json.Unmarshal(back.Details, &got)); err != nil {
+		t.Fatalf("encoding/json refuses what we accept: %v", err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Fatalf("meaning changed (-want +got):\n%s", diff)
+	}
 }

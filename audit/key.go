@@ -127,23 +127,42 @@ func LoadSigner(path string) (*Signer, error) {
 }
 
 // Verifiers returns the verifiers of the given verifier keys, in note's text
-// form. No key, or one twice, is refused.
+// form: of the signatures of a node's key and of its cosignatures, or of a cosigner
+// key's cosignatures alone. No key, or one twice, is refused.
 func Verifiers(verifierKeys ...string) (note.Verifiers, error) {
 	if len(verifierKeys) == 0 {
 		return nil, fmt.Errorf("%w: no verifier key", ErrKey)
 	}
-	list := make([]note.Verifier, 0, len(verifierKeys))
+	list := make([]note.Verifier, 0, 2*len(verifierKeys))
 	seen := make(map[string]bool, len(verifierKeys))
-	for _, key := range verifierKeys {
-		v, err := note.NewVerifier(key)
+	cosigners := make(map[string]bool, len(verifierKeys))
+	owners := make(map[string]string, len(verifierKeys))
+	for _, text := range verifierKeys {
+		k, err := parseVerifierKey(text)
 		if err != nil {
-			return nil, fmt.Errorf("%w: verifier key %q: %w", ErrKey, key, err)
+			return nil, err
 		}
-		if seen[key] {
-			return nil, fmt.Errorf("%w: verifier key %q is given twice", ErrKey, key)
+		if seen[text] {
+			return nil, fmt.Errorf("%w: verifier key %q is given twice", ErrKey, text)
 		}
-		seen[key] = true
-		list = append(list, v)
+		seen[text] = true
+		// A cosignature does not say whose it is: one key under two names would
+		// make two nodes out of one.
+		if name, ok := owners[string(k.key)]; ok && name != k.name {
+			return nil, fmt.Errorf("%w: %s and %s have the same key", ErrKey, name, k.name)
+		}
+		owners[string(k.key)] = k.name
+		if k.algorithm == algorithmSignature {
+			v, err := note.NewVerifier(text)
+			if err != nil {
+				return nil, fmt.Errorf("%w: verifier key %q: %w", ErrKey, text, err)
+			}
+			list = append(list, v)
+		}
+		if cosigner := newCosignVerifier(k); !cosigners[k.name+string(k.key)] {
+			cosigners[k.name+string(k.key)] = true
+			list = append(list, cosigner)
+		}
 	}
 	return note.VerifierList(list...), nil
 }

@@ -3,6 +3,7 @@ package audit
 import (
 	"bufio"
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -69,6 +70,8 @@ type Report struct {
 	Checkpoint Checkpoint
 	// Signers are the names of the keys whose signatures on it were verified.
 	Signers []string
+	// Cosigners are those whose cosignatures on it were: see [Report.Require].
+	Cosigners []string
 	// Older is the number of older checkpoints that were found to be prefixes.
 	Older int
 	// First and Last are the times of the first and last entry; zero for an
@@ -113,33 +116,46 @@ type verification struct {
 	proven  int64    // every entry before it is under a matching older checkpoint
 	broken  int64    // size of the first older checkpoint after proven that does not match; -1 for none
 	fork    int64    // size of an older checkpoint contradicted by another that matches; -1 for none
+
+	epochs map[int64]uint64 // that of each older checkpoint, by its size; the lowest
+	begun  []epochStart     // in order
 }
 
+// epochStart is an entry that says that an epoch has begun.
+type epochStart struct {
+	index int64
+	epoch uint64
+}
+
+// kindEpoch is the kind of such an entry. Its details name the epoch.
+const kindEpoch = "epoch.begin"
+
 func (ev Evidence) open() (*verification, error) {
-	head, signers, err := openCheckpoint(ev.Checkpoint, ev.Verifiers)
+	head, err := openCheckpoint(ev.Checkpoint, ev.Verifiers)
 	if err != nil {
 		return nil, err
 	}
-	td, epoch, err := ParseOrigin(head.Origin)
+	report, err := head.report()
 	if err != nil {
 		return nil, err
 	}
-	v := &verification{
-		lines: newLineReader(ev.Entries), head: head, differs: -1, broken: -1, fork: -1,
-		report: Report{TrustDomain: td, Epoch: epoch, Checkpoint: head, Signers: signers},
-	}
+	v := &verification{lines: newLineReader(ev.Entries), head: head.Checkpoint, differs: -1, broken: -1, fork: -1, report: report, epochs: map[int64]uint64{}}
 	if ev.Leaves != nil {
 		v.leaves = newLineReader(ev.Leaves)
 	}
 	for i, signed := range ev.Older {
-		c, _, err := openCheckpoint(signed, ev.Verifiers)
+		c, err := openCheckpoint(signed, ev.Verifiers)
 		if err != nil {
 			return nil, fmt.Errorf("older checkpoint %d: %w", i, err)
 		}
-		if err := sameLog(c, head); err != nil {
-			return nil, fmt.Errorf("older checkpoint %d: %w", i, err)
+		if err := sameLog(c.Checkpoint, head.Checkpoint); err != nil && !errors.Is(err, errRestored) {
+			return nil, fmt.Errorf("older checkpoint %d: %w", i, err) // what a restore lost, its entry will say
 		}
-		v.older = append(v.older, c)
+		v.older = append(v.older, c.Checkpoint)
+		_, epoch, _ := ParseOrigin(c.Origin) // it was parsed a moment ago
+		if was, ok := v.epochs[c.Size]; !ok || epoch < was {
+			v.epochs[c.Size] = epoch
+		}
 	}
 	slices.SortFunc(v.older, func(a, b Checkpoint) int { return cmp.Compare(a.Size, b.Size) })
 	for i := 1; i < len(v.older); i++ {
@@ -149,6 +165,8 @@ func (ev Evidence) open() (*verification, error) {
 	}
 	return v, nil
 }
+
+var errRestored = errors.New("the restore that began epoch")
 
 // sameLog checks that older can be an earlier head of the log that newer is
 // the head of.
@@ -167,7 +185,7 @@ func sameLog(older, newer Checkpoint) error {
 	case oldEpoch > epoch:
 		return fmt.Errorf("%w: it is of epoch %d, the newer one of epoch %d", ErrFork, oldEpoch, epoch)
 	case older.Size > newer.Size && oldEpoch < epoch:
-		return fmt.Errorf("%w: the restore that began epoch %d lost entries %d to %d", ErrFork, epoch, newer.Size, older.Size-1)
+		return fmt.Errorf("%w: it covers %d entries, the newer one only %d: %w %d lost some", ErrFork, older.Size, newer.Size, errRestored, epoch)
 	case older.Size > newer.Size:
 		return fmt.Errorf("%w: it covers %d entries, the newer one only %d", ErrFork, older.Size, newer.Size)
 	case older.Size == newer.Size && older.Root != newer.Root:
@@ -214,6 +232,14 @@ func (v *verification) entry(body []byte) error {
 		return v.tampered(i, fmt.Sprintf("missing or moved: entry %d stands in its place", at))
 	case at < i:
 		return v.tampered(i, fmt.Sprintf("entry %d stands in its place a second time or out of order", at))
+	}
+	if e.Kind == kindEpoch {
+		var d struct {
+			Epoch uint64 `json:"epoch"`
+		}
+		if err := json.Unmarshal(e.Details, &d); err == nil {
+			v.begun = append(v.begun, epochStart{i, d.Epoch})
+		}
 	}
 	leaf := LeafHash(body)
 	v.tree.append(leaf)
@@ -275,10 +301,21 @@ func (v *verification) conclude() error {
 	if v.tree.root() == v.head.Root {
 		v.fork = max(v.fork, v.broken)
 	}
+	whole := v.tree.root() == v.head.Root
+	if b, ok := v.lostBy(v.fork); ok {
+		return lostError(b, v.fork)
+	}
+	if whole && v.fork < 0 && len(v.older) > 0 { // they cover more than there is by now
+		c := v.older[0]
+		if b, ok := v.lostBy(c.Size); ok {
+			return lostError(b, c.Size)
+		}
+		return sameLog(c, v.head)
+	}
 	if v.fork >= 0 {
 		return fmt.Errorf("%w: these entries match a newer checkpoint, but their first %d not the older one of that size", ErrFork, v.fork)
 	}
-	if v.tree.root() == v.head.Root {
+	if whole {
 		return nil
 	}
 	// Listed leaves that do not hash to the signed root are as forged as the
@@ -291,6 +328,21 @@ func (v *verification) conclude() error {
 		to = v.broken - 1
 	}
 	return &TamperError{Index: -1, From: v.proven, To: to, Reason: "its text is not what was logged: the tree's root differs from the signed one"}
+}
+
+func lostError(b epochStart, size int64) error {
+	return fmt.Errorf("%w: %w %d lost entries %d to %d", ErrFork, errRestored, b.epoch, b.index, size-1)
+}
+
+// lostBy finds the restore after which the entries under an older checkpoint of a size
+// are others: what was logged in between is lost, and the log says so itself.
+func (v *verification) lostBy(size int64) (epochStart, bool) {
+	for _, b := range v.begun {
+		if b.index < size && b.epoch > v.epochs[size] {
+			return b, true
+		}
+	}
+	return epochStart{}, false
 }
 
 func (v *verification) tampered(i int64, reason string) error {

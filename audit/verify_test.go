@@ -293,7 +293,7 @@ func TestVerifyOlderCheckpoints(t *testing.T) {
 		{"another present", [][]byte{sign(t, bent(at(10, 2)), key)}, audit.ErrFork, "same 10 entries"},
 		{"two pasts", [][]byte{sign(t, at(3, 2), key), sign(t, bent(at(3, 2)), key)}, audit.ErrFork, "same 3 entries"},
 		{"a longer past", [][]byte{sign(t, audit.Checkpoint{Origin: at(1, 2).Origin, Size: 11}, key)}, audit.ErrFork, "11 entries"},
-		{"a longer past, lost by a restore", [][]byte{sign(t, audit.Checkpoint{Origin: at(1, 1).Origin, Size: 12}, key)}, audit.ErrFork, "lost entries 10 to 11"},
+		{"a longer past, lost by a restore", [][]byte{sign(t, audit.Checkpoint{Origin: at(1, 1).Origin, Size: 12}, key)}, audit.ErrFork, "began epoch 2 lost some"},
 		{"a later epoch", [][]byte{sign(t, at(3, 3), key)}, audit.ErrFork, "epoch 3"},
 		{"another log", [][]byte{sign(t, elsewhere, foreign)}, audit.ErrCheckpoint, "other.test"},
 		{"no checkpoint", [][]byte{[]byte("hello\n")}, audit.ErrCheckpoint, "older checkpoint 0"},
@@ -314,6 +314,48 @@ func TestVerifyOlderCheckpoints(t *testing.T) {
 				t.Errorf("%d older checkpoints verified, want %d", report.Older, len(c.older))
 			}
 		})
+	}
+}
+
+// What a restore has lost is said, from the entry on that began its epoch, however long the log is by now; it excuses no
+// change of what came before, and none within an epoch.
+func TestVerifyAcrossEpochs(t *testing.T) {
+	key := newKey(t, "acme.test", "n1")
+	h := newHistory(t, 6)
+	begun := sample()
+	begun.Kind, begun.Details = "epoch.begin", []byte(`{"epoch":2}`)
+	for _, e := range []audit.Entry{begun, sample(), sample(), sample()} {
+		body, _, err := audit.AppendEntry(&h.store, h.size(), e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.bodies = append(h.bodies, body)
+	}
+	lost := newHistory(t, 40) // as far as entry 5 the same
+	at := func(of *history, size int64, epoch uint64) []byte {
+		c := of.checkpoint(t, size)
+		c.Origin = audit.Origin("acme.test", epoch)
+		return sign(t, c, key)
+	}
+	bent := h.checkpoint(t, 4)
+	bent.Root[3] ^= 1
+	bent.Origin = audit.Origin("acme.test", 1)
+	for name, c := range map[string]struct {
+		older []byte
+		text  string
+	}{
+		"from before":                  {at(lost, 5, 1), ""},
+		"all that was saved":           {at(lost, 6, 1), ""},
+		"of what was lost":             {at(lost, 9, 1), "the restore that began epoch 2 lost entries 6 to 8"},
+		"longer than now":              {at(lost, 40, 1), "the restore that began epoch 2 lost entries 6 to 39"},
+		"changed before":               {sign(t, bent, key), "their first 4 not the older one"},
+		"another history of the epoch": {at(lost, 9, 2), "their first 9 not the older one"},
+	} {
+		ev := audit.Evidence{Entries: strings.NewReader(join(lines(h.bodies))), Checkpoint: at(h, 10, 2), Older: [][]byte{c.older}, Verifiers: verifiers(t, key)}
+		report, err := ev.Verify()
+		if c.text == "" && (err != nil || report.Older != 1) || c.text != "" && (!errors.Is(err, audit.ErrFork) || !strings.Contains(err.Error(), c.text)) {
+			t.Errorf("%s: %+v, %v; want %q", name, report, err, c.text)
+		}
 	}
 }
 
