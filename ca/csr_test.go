@@ -129,6 +129,8 @@ func TestOpenSSLRequests(t *testing.T) {
 	}
 }
 
+// FuzzParseCSR: a key is taken only if we certify such keys and a second reading
+// finds the request signed with it; all else is ErrCSR.
 func FuzzParseCSR(f *testing.F) {
 	key, err := GenerateKey()
 	if err != nil {
@@ -149,6 +151,15 @@ func FuzzParseCSR(f *testing.F) {
 			return
 		}
 		must(t, CheckPublicKey(pub))
+		block, _ := pem.Decode(text)
+		if block == nil {
+			t.Fatal("not PEM, and read")
+		}
+		csr := got(x509.ParseCertificateRequest(block.Bytes))(t)
+		must(t, csr.CheckSignature())
+		if key, ok := pub.(*ecdsa.PublicKey); !ok || !key.Equal(csr.PublicKey) {
+			t.Error("another key than the request's")
+		}
 	})
 }
 

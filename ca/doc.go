@@ -28,20 +28,20 @@
 // Nothing unlogged leaves: an issuer signs what a quorum has committed, and
 // nothing else, also when this process crashes, loses its quorum or has a bug.
 //
-//	PrepareGrant ─► TBSCertificate, signed by a key that nobody trusts
+//	PrepareGrant ─► TBSCertificate, read by the lints, signed by nobody
 //	     │
 //	     ▼ Record {serial, SHA-256 of the TBS, issuer, times, key}
 //	  commit (not here: control and the replicated log)
 //	     │
 //	     ▼ Record, as it was read back
-//	Ticket.Sign ── equal to the ticket's? ── not spent? ─► gate ─► softcas
+//	Ticket.Sign ── equal to the ticket's? ── not spent? ─► gate
 //	     │                                                 │
 //	     │                                     the key signs this one digest, once
 //	     ▼
-//	  the signed TBS is compared with the prepared one, byte for byte
+//	  the signature is verified, and the signed TBS compared with the prepared one
 //
 // The order is what makes it safe to stop anywhere. Before the commit there is a
-// draft that no one would believe. After it there is a record of a certificate
+// draft, and no signature at all. After it there is a record of a certificate
 // that may not exist; that only makes an auditor look for it. There is no moment
 // with a certificate and no record. A commit whose outcome is unknown is never
 // signed: whoever asks again gets a new ticket with a new serial.
@@ -55,6 +55,13 @@
 //
 // The offline roots go the same way: their commit is a line in issued.jsonl, on
 // disk before the key is used.
+//
+// # Roots in a KMS
+//
+// The keys of the roots may be in a KMS instead of the folder, which then has in
+// NAME.kms where. This package knows a KMS as an interface that its caller opens;
+// all that a root signs goes the way above, through the gate, with either. A
+// Renewer renews nodes with such roots by itself: what was signed last, here, again.
 //
 // # What a certificate says
 //

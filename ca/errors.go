@@ -3,6 +3,10 @@ package ca
 import "errors"
 
 var (
+	// ErrProfile is returned when a certificate that is about to be signed breaks a
+	// rule of RFC 5280: a defect of this program, not of a request.
+	ErrProfile = errors.New("ca: the certificate breaks RFC 5280")
+
 	// ErrInvalid is returned when a specification, an option or a file asks for
 	// something no certificate of ours may say.
 	ErrInvalid = errors.New("ca: invalid")

@@ -38,7 +38,7 @@ func testInitOptions() InitOptions {
 
 // fixture is a cluster's offline folder and its nodes.
 type fixture struct {
-	t        *testing.T
+	t        testing.TB
 	offline  string
 	nodeDirs []string
 	requests []NodeRequest
@@ -46,7 +46,7 @@ type fixture struct {
 }
 
 // newFixture makes a cluster of so many nodes.
-func newFixture(t *testing.T, nodes int) *fixture {
+func newFixture(t testing.TB, nodes int) *fixture {
 	t.Helper()
 	f := &fixture{t: t, offline: filepath.Join(t.TempDir(), "offline")}
 	must(t, Init(f.offline, testInitOptions()))
@@ -164,7 +164,7 @@ func opensslVerify(t *testing.T, chain, roots []*x509.Certificate, purpose strin
 	return nil
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -172,8 +172,8 @@ func must(t *testing.T, err error) {
 }
 
 // got unwraps a value and an error: got(f())(t).
-func got[T any](v T, err error) func(*testing.T) T {
-	return func(t *testing.T) T {
+func got[T any](v T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)

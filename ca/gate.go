@@ -1,7 +1,10 @@
 package ca
 
 import (
+	"bytes"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
@@ -9,7 +12,6 @@ import (
 	"sync"
 
 	"github.com/smallstep/certificates/cas/apiv1"
-	"github.com/smallstep/certificates/cas/softcas"
 )
 
 // tbsHash is the SHA-256 of a certificate's TBSCertificate. An ECDSA key on
@@ -72,21 +74,44 @@ func (g *gate) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]by
 	return g.key.Sign(rand, digest, opts)
 }
 
-// gatedCAS is the certificate authority that smallstep's code sees: softcas, but
-// only for what was committed. RequestID is the hex hash of the TBSCertificate.
+// gatedCAS is the one way from a TBSCertificate to a certificate: through the
+// gate. To smallstep's code it is a certificate authority for what was
+// committed; RequestID is the hex hash of the TBSCertificate.
 type gatedCAS struct {
-	soft *softcas.SoftCAS
+	cert *x509.Certificate
 	gate *gate
 }
 
 var _ apiv1.CertificateAuthorityService = (*gatedCAS)(nil)
 
 func newGatedCAS(cert *x509.Certificate, key crypto.Signer) *gatedCAS {
-	g := newGate(key)
-	return &gatedCAS{
-		gate: g,
-		soft: &softcas.SoftCAS{CertificateChain: []*x509.Certificate{cert}, Signer: g},
+	return &gatedCAS{cert: cert, gate: newGate(key)}
+}
+
+// sign makes the certificate of a TBSCertificate whose hash was committed.
+func (c *gatedCAS) sign(tbs []byte, h tbsHash) (*x509.Certificate, error) {
+	signature, err := c.gate.Sign(rand.Reader, h[:], crypto.SHA256)
+	if err != nil {
+		return nil, fmt.Errorf("ca: sign: %w", err)
 	}
+	// A key in a device may answer with what is no signature, or another key's:
+	// who gets the certificate would be the first to find out.
+	if pub, ok := c.cert.PublicKey.(*ecdsa.PublicKey); !ok || !ecdsa.VerifyASN1(pub, h[:], signature) {
+		return nil, fmt.Errorf("ca: sign: %w: the issuer's key has made a signature that does not verify", ErrKey)
+	}
+	der, err := assemble(tbs, signature)
+	if err != nil {
+		return nil, fmt.Errorf("ca: sign: %w", err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("ca: sign: %w", err)
+	}
+	// The gate has seen the hash; this sees the bytes that leave.
+	if !bytes.Equal(cert.RawTBSCertificate, tbs) || hashOf(tbs) != h {
+		return nil, fmt.Errorf("%w: the signed certificate is not the one prepared", ErrNotCommitted)
+	}
+	return cert, nil
 }
 
 // CreateCertificate signs the request's template if its TBSCertificate was
@@ -96,11 +121,21 @@ func (c *gatedCAS) CreateCertificate(req *apiv1.CreateCertificateRequest) (*apiv
 	if err != nil || len(raw) != len(tbsHash{}) || !c.gate.committed(tbsHash(raw)) {
 		return nil, fmt.Errorf("%w: no ticket for request %q", ErrNotCommitted, req.RequestID)
 	}
-	resp, err := c.soft.CreateCertificate(req)
-	if err != nil {
-		return nil, fmt.Errorf("ca: sign: %w", err)
+	if req.Template == nil {
+		return nil, fmt.Errorf("%w: request %q has no template", ErrInvalid, req.RequestID)
 	}
-	return resp, nil
+	tbs, err := draft(req.Template, c.cert)
+	if err != nil {
+		return nil, err
+	}
+	if hashOf(tbs) != tbsHash(raw) {
+		return nil, fmt.Errorf("%w: the template is not that of request %q", ErrNotCommitted, req.RequestID)
+	}
+	cert, err := c.sign(tbs, tbsHash(raw))
+	if err != nil {
+		return nil, err
+	}
+	return &apiv1.CreateCertificateResponse{Certificate: cert, CertificateChain: []*x509.Certificate{c.cert}}, nil
 }
 
 // RenewCertificate refuses: smallstep renews without asking anyone, and a

@@ -174,3 +174,10 @@ func earliest(first time.Time, rest ...time.Time) time.Time {
 	}
 	return first
 }
+
+func latest(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}

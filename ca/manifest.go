@@ -5,7 +5,10 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
+	"strings"
 
+	"github.com/hallpass/hallpass/trust"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -23,6 +26,7 @@ type Manifest struct {
 	Dev              bool                // the roots were made for trying things out: loopback only
 	IdentityRoots    []*x509.Certificate // the founding root first
 	GrantRoots       []*x509.Certificate // likewise
+	RootDocuments    []string            // of both domains, one trust.Document each; none while the founding roots are all
 	Nodes            []NodeEntry         // ascending by ID
 	Persons          []Person
 	Groups           []Group
@@ -75,6 +79,21 @@ func (m Manifest) Node(id string) (NodeEntry, bool) {
 		}
 	}
 	return NodeEntry{}, false
+}
+
+// Roots returns the roots that are in force by the manifest's documents.
+func (m Manifest) Roots() (identity, grants trust.Set, err error) {
+	documents, err := trust.ParseAll([]byte(strings.Join(m.RootDocuments, "\n")))
+	if err != nil {
+		return identity, grants, err
+	}
+	var late [2]bool
+	identity, late[0] = trust.NewSet(m.TrustDomain.Name(), m.IdentityRoots).Follow(documents)
+	grants, late[1] = trust.NewSet(m.GrantTrustDomain.Name(), m.GrantRoots).Follow(documents)
+	if late[0] || late[1] {
+		return identity, grants, errors.New("roots_documents: the newest is signed by no root")
+	}
+	return identity, grants, nil
 }
 
 // LoadManifest reads a manifest and checks all of it; see ParseManifest.

@@ -71,6 +71,9 @@ func (m Manifest) checkRoots() error {
 			return fmt.Errorf("grant_roots[%d]: its key is an identity root's too", i)
 		}
 	}
+	if _, _, err := m.Roots(); err != nil {
+		return err
+	}
 	if want := ClusterID(m.IdentityRoots[0], m.GrantRoots[0]); m.Cluster != want {
 		return fmt.Errorf("cluster: %q, but these roots make %q", m.Cluster, want)
 	}

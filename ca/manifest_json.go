@@ -22,6 +22,7 @@ type manifestJSON struct {
 	Dev              bool       `json:"dev,omitempty"`
 	IdentityRoots    string     `json:"identity_roots"`
 	GrantRoots       string     `json:"grant_roots"`
+	RootDocuments    []string   `json:"roots_documents,omitempty"`
 	Nodes            []nodeJSON `json:"nodes"`
 	Persons          []Person   `json:"persons"`
 	Groups           []Group    `json:"groups"`
@@ -50,6 +51,7 @@ func (m Manifest) Encode() ([]byte, error) {
 		Dev:              m.Dev,
 		IdentityRoots:    string(EncodeCertificates(m.IdentityRoots...)),
 		GrantRoots:       string(EncodeCertificates(m.GrantRoots...)),
+		RootDocuments:    m.RootDocuments,
 		Persons:          m.Persons,
 		Groups:           m.Groups,
 		Policy:           m.Policy,
@@ -109,6 +111,8 @@ func (w manifestJSON) parse() (Manifest, error) {
 		Persons:  w.Persons,
 		Groups:   w.Groups,
 		Policy:   w.Policy,
+
+		RootDocuments: w.RootDocuments,
 	}
 	var err error
 	if m.TrustDomain, err = parseTrustDomain(w.TrustDomain); err != nil {

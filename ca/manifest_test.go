@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hallpass/hallpass/internal/near"
 )
 
 // wire turns a manifest into the JSON tree that a test may change.
@@ -26,7 +28,8 @@ func TestManifestNamesTheField(t *testing.T) {
 	f := newFixture(t, 2)
 	other := newFixture(t, 1)
 	theirs := wire(t, other.manifest)
-	off := got(openOffline(f.offline))(t)
+	off := got(openOffline(f.offline, nil))(t)
+	root := got(off.signing(off.identities))(t)
 	pem := func(text string) string { return strings.Replace(text, "MI", "MJ", 1) }
 	for name, c := range map[string]struct {
 		change func(*manifestJSON)
@@ -85,7 +88,7 @@ func TestManifestNamesTheField(t *testing.T) {
 		text := got(encodeJSON(w))(t)
 		if m, err := w.parse(); err == nil {
 			statement := got(m.Statement())(t)
-			m.Signature = got(off.signStatement("test", statement, testNow()))(t)
+			m.Signature = got(off.signStatement(root, "test", statement, testNow()))(t)
 			text = got(m.Encode())(t)
 		}
 		_, err := ParseManifest(text)
@@ -242,20 +245,24 @@ func TestLoadNode(t *testing.T) {
 	}
 }
 
+// FuzzParseManifest: what is read is written the same, and all else is ErrManifest.
 func FuzzParseManifest(f *testing.F) {
+	f.Add(got(newFixture(f, 1).manifest.Encode())(f), uint16(0), byte(' '))
 	for _, seed := range []string{"", "{}", `{"cluster":"","nodes":[]}`} {
-		f.Add([]byte(seed))
+		f.Add([]byte(seed), uint16(0), byte(' '))
 	}
-	f.Fuzz(func(t *testing.T, text []byte) {
-		m, err := ParseManifest(text)
-		if err != nil {
-			if !errors.Is(err, ErrManifest) {
-				t.Error(err)
+	f.Fuzz(func(t *testing.T, text []byte, at uint16, b byte) {
+		for _, text := range near.Of(text, at, b) {
+			m, err := ParseManifest(text)
+			if err != nil {
+				if !errors.Is(err, ErrManifest) {
+					t.Error(err)
+				}
+				continue
 			}
-			return
-		}
-		if again := got(m.Encode())(t); !bytes.Equal(bytes.TrimSpace(again), bytes.TrimSpace(text)) {
-			t.Errorf("%q has another spelling", text)
+			if again := got(m.Encode())(t); !bytes.Equal(bytes.TrimSpace(again), bytes.TrimSpace(text)) {
+				t.Errorf("%q has another spelling", text)
+			}
 		}
 	})
 }

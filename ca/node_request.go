@@ -175,3 +175,18 @@ func parseAuditKey(secret string) (note.Signer, string, error) {
 	}
 	return signer, vkey, nil
 }
+
+// Asks reports whether a request is for the keys of these certificates. Its proofs
+// are not looked at.
+func (r NodeRequest) Asks(c NodeCertificates) bool {
+	for _, pair := range []struct {
+		csr  string
+		cert *x509.Certificate
+	}{{r.IdentityIssuer, c.IdentityIssuer}, {r.GrantIssuer, c.GrantIssuer}, {r.API, c.APICertificate}} {
+		pub, err := ParseCSR([]byte(pair.csr))
+		if err != nil || !samePublicKey(pub, pair.cert.PublicKey) {
+			return false
+		}
+	}
+	return true
+}

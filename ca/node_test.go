@@ -1,15 +1,19 @@
 package ca
 
 import (
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/hallpass/hallpass/internal/near"
 )
 
 func TestNewNode(t *testing.T) {
@@ -110,4 +114,27 @@ func TestNewNodeRefuses(t *testing.T) {
 	if text := string(got(os.ReadFile(filepath.Join(dir, apiKeyFile)))(t)); text != "not a key" {
 		t.Error("a key was overwritten")
 	}
+}
+
+// FuzzParseNodeRequest: what is read is one JSON object, and is written and read again as the same; all else is ErrInvalid.
+func FuzzParseNodeRequest(f *testing.F) {
+	f.Add(got(newFixture(f, 1).requests[0].Encode())(f), uint16(0), byte(' '))
+	f.Add([]byte(`{"id":"n1","dns_names":["a"],"ips":["127.0.0.1"],"proof":"\u2014"}`), uint16(0), byte(' '))
+	f.Fuzz(func(t *testing.T, text []byte, at uint16, b byte) {
+		for _, text := range near.Of(text, at, b) {
+			r, err := ParseNodeRequest(text)
+			if err != nil {
+				if !errors.Is(err, ErrInvalid) {
+					t.Error(err)
+				}
+				continue
+			}
+			if !json.Valid(text) {
+				t.Errorf("%q is read, and is no JSON", text)
+			}
+			if again := got(ParseNodeRequest(got(r.Encode())(t)))(t); !reflect.DeepEqual(r, again) {
+				t.Errorf("%+v is written as %+v", r, again)
+			}
+		}
+	})
 }

@@ -2,9 +2,7 @@ package ca
 
 import (
 	"crypto"
-	"crypto/sha256"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -12,9 +10,8 @@ import (
 	"slices"
 	"time"
 
-	"github.com/smallstep/certificates/cas/apiv1"
-	"github.com/smallstep/certificates/cas/softcas"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.step.sm/crypto/x509util"
 )
 
 // The files of the offline folder.
@@ -50,13 +47,20 @@ type offlineSeed struct {
 
 // offline is an opened offline folder.
 type offline struct {
-	dir                string
-	identityTD, grants spiffeid.TrustDomain
-	identity, grant    *authority
-	seed               seed
+	dir                    string
+	identityTD, grants     spiffeid.TrustDomain
+	identities, grantRoots roots    // all that there were
+	documents              []string // roots documents, a line each
+	seed                   seed
+
+	open        OpenKMS
+	opened      map[string]KMS        // by URI
+	authorities map[string]*authority // those with their key in a KMS, by id
 }
 
-func openOffline(dir string) (*offline, error) {
+// openOffline reads an offline folder. Keys in a KMS are looked for when they have
+// to sign; close lets go of them.
+func openOffline(dir string, open OpenKMS) (*offline, error) {
 	text, err := readFile(filepath.Join(dir, seedFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%s is not the folder of a certificate authority; `ca init` makes one: %w", dir, err)
@@ -68,31 +72,35 @@ func openOffline(dir string) (*offline, error) {
 	if err := decodeJSON(text, &s); err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrInvalid, filepath.Join(dir, seedFile), err)
 	}
-	o := &offline{dir: dir, seed: s.seed}
+	o := &offline{dir: dir, seed: s.seed, open: open}
 	if o.identityTD, err = parseTrustDomain(s.TrustDomain); err != nil {
 		return nil, wrapPath(seedFile, err)
 	}
 	if o.grants, err = parseTrustDomain(s.GrantTrustDomain); err != nil {
 		return nil, wrapPath(seedFile, err)
 	}
-	if o.identity, err = loadAuthority(dir, identityRootName, o.identityTD); err != nil {
+	documents, err := loadDocuments(dir)
+	if err != nil {
 		return nil, err
 	}
-	if o.grant, err = loadAuthority(dir, grantsRootName, o.grants); err != nil {
+	for _, d := range documents {
+		line, err := d.Encode()
+		if err != nil {
+			return nil, err
+		}
+		o.documents = append(o.documents, string(line))
+	}
+	if o.identities, err = loadRoots(dir, identityRootName, o.identityTD, documents); err != nil {
+		return nil, err
+	}
+	if o.grantRoots, err = loadRoots(dir, grantsRootName, o.grants, documents); err != nil {
 		return nil, err
 	}
 	return o, nil
 }
 
-// loadAuthority reads NAME.crt and NAME.key.
-func loadAuthority(dir, name string, td spiffeid.TrustDomain) (*authority, error) {
-	cert, err := readCertificate(filepath.Join(dir, name+".crt"))
-	if err != nil {
-		return nil, err
-	}
-	if err := checkRoot(cert, td); err != nil {
-		return nil, fmt.Errorf("%w: %s.crt: %w", ErrInvalid, name, err)
-	}
+// loadAuthority reads NAME.key, that of a root.
+func loadAuthority(dir, name string, cert *x509.Certificate) (*authority, error) {
 	key, err := readKey(filepath.Join(dir, name+".key"))
 	if err != nil {
 		return nil, err
@@ -131,63 +139,6 @@ func readKey(path string) (crypto.Signer, error) {
 	return key, nil
 }
 
-// journalLine is one line of issued.jsonl: what a root was asked to sign.
-type journalLine struct {
-	Time   time.Time `json:"time"`
-	What   string    `json:"what"`
-	Record Record    `json:"record"`
-}
-
-// sign signs with a root what its journal holds: the offline counterpart of a
-// commit. The line is on disk before the key is used, so that whoever audits
-// the folder finds every certificate that the roots ever signed.
-func (o *offline) sign(a *authority, template *x509.Certificate, now time.Time) (*x509.Certificate, error) {
-	ticket, err := a.prepare(template)
-	if err != nil {
-		return nil, err
-	}
-	what := template.Subject.CommonName
-	if what == "" && len(template.URIs) == 1 {
-		what = template.URIs[0].String()
-	}
-	if err := o.journal(journalLine{Time: now.UTC(), What: what, Record: ticket.Record()}); err != nil {
-		return nil, err
-	}
-	chain, err := ticket.Sign(ticket.Record())
-	if err != nil {
-		return nil, err
-	}
-	return chain[0], nil
-}
-
-// signStatement signs text that is no certificate with the identity root.
-func (o *offline) signStatement(what string, text []byte, now time.Time) ([]byte, error) {
-	hash := tbsHash(sha256.Sum256(text))
-	line := journalLine{Time: now.UTC(), What: what, Record: Record{TBSHash: hash.String(), Issuer: o.identity.id}}
-	if err := o.journal(line); err != nil {
-		return nil, err
-	}
-	gate := o.identity.cas.gate
-	defer gate.commit(hash)()
-	return gate.Sign(nil, hash[:], crypto.SHA256)
-}
-
-func (o *offline) journal(line journalLine) error {
-	text, err := json.Marshal(line)
-	if err != nil {
-		return fmt.Errorf("ca: journal: %w", err)
-	}
-	f, err := os.OpenFile(filepath.Join(o.dir, journalFile), os.O_WRONLY|os.O_APPEND|os.O_CREATE, secretMode)
-	if err != nil {
-		return fmt.Errorf("ca: journal: %w", err)
-	}
-	_, err = f.Write(append(text, '\n'))
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("ca: journal: %w", err)
-	}
-	return nil
-}
-
 // InitOptions says what `ca init` makes.
 type InitOptions struct {
 	TrustDomain      spiffeid.TrustDomain // of identities
@@ -195,6 +146,8 @@ type InitOptions struct {
 	Admins           []string             // names of the first admins, at least MinAdmins
 	Seed             *Seed                // nil: no one and nothing besides the admins
 	Dev              bool                 // mark the roots as made for trying things out
+	Open             OpenKMS              // for keys in a KMS
+	Keys             RootKeys             // where the roots' keys are
 	Now              time.Time            // zero means the clock's
 }
 
@@ -208,6 +161,9 @@ func Init(dir string, o InitOptions) (err error) {
 		}
 	}
 	if err := checkTrustDomains(o.TrustDomain, o.GrantTrustDomain); err != nil {
+		return err
+	}
+	if err := o.Keys.check(true, true); err != nil {
 		return err
 	}
 	if o.Now.IsZero() {
@@ -233,7 +189,7 @@ func Init(dir string, o InitOptions) (err error) {
 		}
 	}()
 	if err := fillOffline(tmp, o, s); err != nil {
-		return err
+		return o.Keys.leftInKMS(err)
 	}
 	if err := os.Rename(tmp, dir); err != nil {
 		return fmt.Errorf("ca: %w", err)
@@ -242,6 +198,8 @@ func Init(dir string, o InitOptions) (err error) {
 }
 
 func fillOffline(dir string, o InitOptions, s seed) error {
+	fresh := &offline{dir: dir, open: o.Open}
+	defer fresh.close()
 	for _, r := range []struct {
 		name string
 		td   spiffeid.TrustDomain
@@ -250,10 +208,11 @@ func fillOffline(dir string, o InitOptions, s seed) error {
 		{identityRootName, o.TrustDomain, "identity root"},
 		{grantsRootName, o.GrantTrustDomain, "grants root"},
 	} {
-		if err := makeRoot(dir, r.name, r.td, r.what, o); err != nil {
+		if err := fresh.makeRoot(r.name, fmt.Sprintf("%s %s", r.td.Name(), r.what), r.td, rootOptions{o.Now, o.Dev, r.name, o.Keys}); err != nil {
 			return err
 		}
 	}
+	fresh.close()
 	text, err := encodeJSON(offlineSeed{o.TrustDomain.Name(), o.GrantTrustDomain.Name(), s})
 	if err != nil {
 		return err
@@ -261,10 +220,11 @@ func fillOffline(dir string, o InitOptions, s seed) error {
 	if err := createFile(filepath.Join(dir, seedFile), text, publicMode); err != nil {
 		return err
 	}
-	off, err := openOffline(dir)
+	off, err := openOffline(dir, o.Open)
 	if err != nil {
 		return err
 	}
+	defer off.close()
 	for _, name := range o.Admins {
 		key, err := GenerateKey()
 		if err != nil {
@@ -277,8 +237,8 @@ func fillOffline(dir string, o InitOptions, s seed) error {
 		}
 		folder := Folder{
 			Chain: chain, Key: key,
-			IdentityRoots: []*x509.Certificate{off.identity.cert},
-			GrantRoots:    []*x509.Certificate{off.grant.cert},
+			IdentityRoots: off.identities.set.Roots(),
+			GrantRoots:    off.grantRoots.set.Roots(),
 		}
 		if err := folder.Write(filepath.Join(dir, PersonsDir, name)); err != nil {
 			return err
@@ -287,34 +247,58 @@ func fillOffline(dir string, o InitOptions, s seed) error {
 	return nil
 }
 
+// rootOptions say what is special about a root.
+type rootOptions struct {
+	now  time.Time
+	dev  bool
+	root string // which of the two it is, for the name of its key
+	keys RootKeys
+}
+
 // makeRoot makes a root's key and its certificate. The curve is P-256 for the
 // roots too: a chain is as strong as its weakest key, the issuers have P-256,
 // and every new connection pays for verifying the root's signature.
-func makeRoot(dir, name string, td spiffeid.TrustDomain, what string, o InitOptions) error {
-	start := o.Now.UTC().Truncate(time.Second)
-	v := validity{start.Add(-offlineBackdate), start.Add(rootLife)}
-	template := rootProfile(fmt.Sprintf("%s %s", td.Name(), what), td.ID().URL(), v)
-	if o.Dev {
+func (o *offline) makeRoot(file, subject string, td spiffeid.TrustDomain, opts rootOptions) error {
+	start := opts.now.UTC().Truncate(time.Second)
+	template := rootProfile(subject, td.ID().URL(), validity{start.Add(-offlineBackdate), start.Add(rootLife)})
+	if opts.dev {
 		template.Subject.OrganizationalUnit = []string{devUnit}
 	}
-	soft := &softcas.SoftCAS{}
-	resp, err := soft.CreateCertificateAuthority(&apiv1.CreateCertificateAuthorityRequest{
-		Name:     name,
-		Type:     apiv1.RootCA,
-		Template: template,
-		Lifetime: v.life(),
-	})
+	key, keep, err := o.rootKey(file, opts)
 	if err != nil {
-		return fmt.Errorf("ca: make the %s: %w", what, err)
+		return fmt.Errorf("the key of the %s: %w", subject, err)
 	}
-	key, err := EncodeKey(resp.Signer)
+	cert, err := x509util.CreateCertificate(template, template, key.Public(), key)
 	if err != nil {
+		return fmt.Errorf("ca: make the %s: %w", subject, err)
+	}
+	if err := keep(); err != nil {
 		return err
 	}
-	if err := createFile(filepath.Join(dir, name+".key"), key, secretMode); err != nil {
+	if err := createFile(filepath.Join(o.dir, file+".crt"), EncodeCertificates(cert), publicMode); err != nil {
 		return err
 	}
-	return createFile(filepath.Join(dir, name+".crt"), EncodeCertificates(resp.Certificate), publicMode)
+	h, err := loadHeld(o.dir, file, cert)
+	if opts.root == grantsRootName {
+		o.grantRoots.held = append(o.grantRoots.held, h)
+	} else {
+		o.identities.held = append(o.identities.held, h)
+	}
+	return err
+}
+
+// rootKey makes a new root's key; keep writes down in the folder what is to be
+// known of it there: the key, or where it is.
+func (o *offline) rootKey(file string, opts rootOptions) (key crypto.Signer, keep func() error, err error) {
+	if opts.keys.KMS != "" {
+		where, key, err := o.newKey(opts.keys, opts.root)
+		return key, func() error { return where.write(o.dir, file) }, err
+	}
+	if key, err = GenerateKey(); err != nil {
+		return nil, nil, err
+	}
+	text, err := EncodeKey(key)
+	return key, func() error { return createFile(filepath.Join(o.dir, file+".key"), text, secretMode) }, err
 }
 
 func isDev(root *x509.Certificate) bool {
@@ -326,19 +310,30 @@ func isDev(root *x509.Certificate) bool {
 // offline folder, whose journal gets a line first. The returned chain is the
 // identity alone: the root signed it, and verifiers have the root.
 func IssueOffline(dir string, spec IdentitySpec) ([]*x509.Certificate, error) {
-	o, err := openOffline(dir)
+	return IssueWithKMS(dir, spec, nil)
+}
+
+// IssueWithKMS is IssueOffline for a folder whose roots may have their keys in a
+// KMS.
+func IssueWithKMS(dir string, spec IdentitySpec, open OpenKMS) ([]*x509.Certificate, error) {
+	o, err := openOffline(dir, open)
 	if err != nil {
 		return nil, err
 	}
+	defer o.close()
 	return o.issue(spec)
 }
 
 func (o *offline) issue(spec IdentitySpec) ([]*x509.Certificate, error) {
-	template, err := spec.template(o.identity.cert, o.identityTD)
+	root, err := o.signing(o.identities)
 	if err != nil {
 		return nil, err
 	}
-	cert, err := o.sign(o.identity, template, spec.Now)
+	template, err := spec.template(root.cert, o.identityTD)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := o.sign(root, template, spec.Now)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"go.step.sm/crypto/x509util"
+
+	"github.com/hallpass/hallpass/emergency"
 )
 
 const (
@@ -17,6 +19,8 @@ const (
 	rootLife = 10 * 365 * 24 * time.Hour
 	// IssuerLife is how long a node's issuers and its API certificate live.
 	IssuerLife = 90 * 24 * time.Hour
+	// KMSIssuerLife is the same with roots in a KMS, where a signer renews them.
+	KMSIssuerLife = 7 * 24 * time.Hour
 	// MaxIdentityTTL is the longest life of an identity.
 	MaxIdentityTTL = 30 * 24 * time.Hour
 	// offlineBackdate covers the clocks that an offline root's certificates meet.
@@ -41,8 +45,6 @@ func SerialText(serial *big.Int) string { return serial.Text(16) }
 
 // A validity is the pair of times in a certificate, in whole seconds UTC.
 type validity struct{ notBefore, notAfter time.Time }
-
-func (v validity) life() time.Duration { return v.notAfter.Sub(v.notBefore) }
 
 // rootProfile is a self-signed root of one trust domain. It may sign node
 // issuers, which in turn may sign leaves and no further authority.
@@ -151,4 +153,13 @@ func leafProfile(id *url.URL, pub crypto.PublicKey, v validity, usage x509util.E
 		NotBefore:    v.notBefore,
 		NotAfter:     v.notAfter,
 	}
+}
+
+// emergencyProfile is an emergency issuer: a grant issuer that no node has, with the
+// mark that sets it apart for programs, and a name that does for people.
+func emergencyProfile(td, name string, uri *url.URL, pub crypto.PublicKey, v validity) *x509.Certificate {
+	c := issuerProfile(emergency.NamePrefix(td)+name, uri, grantLimits(td), pub, v)
+	c.Subject.OrganizationalUnit = []string{emergency.Unit}
+	c.ExtraExtensions = append(c.ExtraExtensions, emergency.Mark())
+	return c
 }

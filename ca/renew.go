@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"path/filepath"
 	"time"
@@ -104,10 +105,11 @@ func LoadNodeCertificates(path string) (NodeCertificates, error) {
 // audit key must be the manifest's, for they are who a node is. Names that the
 // issuers may give stay as they are unless the options say otherwise.
 func RenewNodes(dir string, requests []NodeRequest, o SignOptions) ([]NodeCertificates, error) {
-	off, err := openOffline(dir)
+	off, err := openOffline(dir, o.Open)
 	if err != nil {
 		return nil, err
 	}
+	defer off.close()
 	m, err := LoadManifest(filepath.Join(dir, ManifestFile))
 	if err != nil {
 		return nil, err
@@ -142,19 +144,52 @@ func (o *offline) renewNode(m Manifest, r NodeRequest, opts SignOptions) (NodeCe
 	if opts.IPRanges == nil {
 		opts.IPRanges = append([]*net.IPNet{}, entry.IdentityIssuer.PermittedIPRanges...)
 	}
-	if opts, err = opts.checked(o.identityTD); err != nil {
+	if opts, err = opts.checked(o); err != nil {
 		return NodeCertificates{}, err
 	}
-	signed, err := o.signNode(r, opts)
+	last, err := lastOf(o.dir, entry)
 	if err != nil {
 		return NodeCertificates{}, err
 	}
-	c := NodeCertificates{Node: r.ID, IdentityIssuer: signed.IdentityIssuer, GrantIssuer: signed.GrantIssuer, APICertificate: signed.APICertificate}
+	by, err := o.newest()
+	if err != nil {
+		return NodeCertificates{}, err
+	}
+	return o.renewed(nodeSpec{
+		id: r.ID, identity: keys.identity, grants: keys.grants, api: keys.api, dnsNames: r.DNSNames, ips: r.IPs,
+		domains: opts.DNSDomains, ranges: opts.IPRanges, now: opts.Now, life: opts.Life, apiUntil: last.APICertificate.NotAfter,
+	}, by)
+}
+
+// renewed signs a member's certificates, and keeps them as those signed last.
+func (o *offline) renewed(s nodeSpec, by signers) (NodeCertificates, error) {
+	c, err := o.certify(s, by)
+	if err != nil {
+		return NodeCertificates{}, err
+	}
 	text, err := c.Encode()
 	if err != nil {
 		return NodeCertificates{}, err
 	}
-	return c, o.write(filepath.Join(RenewedDir, r.ID+".json"), text)
+	return c, o.write(filepath.Join(RenewedDir, s.id+".json"), text)
+}
+
+// lastOf is what was signed last for a member: in the manifest, or since.
+func lastOf(dir string, e NodeEntry) (NodeCertificates, error) {
+	first := NodeCertificates{Node: e.ID, IdentityIssuer: e.IdentityIssuer, GrantIssuer: e.GrantIssuer, APICertificate: e.APICertificate}
+	path := filepath.Join(dir, RenewedDir, e.ID+".json")
+	c, err := LoadNodeCertificates(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return first, nil
+	case err != nil:
+		return first, err
+	case c.Node != e.ID:
+		return first, fmt.Errorf("%w: %s is of node %q", ErrInvalid, path, c.Node)
+	case c.GrantIssuer.NotBefore.Before(first.GrantIssuer.NotBefore):
+		return first, nil // a manifest has been signed since
+	}
+	return c, nil
 }
 
 // write puts a public file into the offline folder.

@@ -4,7 +4,6 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -32,8 +31,11 @@ type SignOptions struct {
 	Add bool
 	// Drop takes these nodes out of the manifest.
 	Drop []string
-	Life time.Duration // of the certificates; zero means IssuerLife, which is the most
-	Now  time.Time     // zero means the clock's
+	// Life of the certificates, at most IssuerLife. Zero means that, or
+	// KMSIssuerLife where both roots have their keys in a KMS.
+	Life time.Duration
+	Open OpenKMS   // for roots in a KMS
+	Now  time.Time // zero means the clock's
 }
 
 // SignNodes makes the members of a cluster out of their requests: it checks the
@@ -45,11 +47,12 @@ type SignOptions struct {
 // With other requests it refuses, unless told to replace it, add to it or drop
 // nodes from it; that makes a manifest of the next sequence number.
 func SignNodes(dir string, requests []NodeRequest, o SignOptions) (Manifest, error) {
-	off, err := openOffline(dir)
+	off, err := openOffline(dir, o.Open)
 	if err != nil {
 		return Manifest{}, err
 	}
-	if o, err = o.checked(off.identityTD); err != nil {
+	defer off.close()
+	if o, err = o.checked(off); err != nil {
 		return Manifest{}, err
 	}
 	requests = slices.Clone(requests)
@@ -68,13 +71,14 @@ func SignNodes(dir string, requests []NodeRequest, o SignOptions) (Manifest, err
 		return Manifest{}, fmt.Errorf("%w: there is no manifest in %s to add nodes to or drop them from", ErrInvalid, dir)
 	}
 	m := Manifest{
-		Cluster:          ClusterID(off.identity.cert, off.grant.cert),
+		Cluster:          ClusterID(off.identities.held[0].cert, off.grantRoots.held[0].cert),
 		Sequence:         old.Sequence + 1,
 		TrustDomain:      off.identityTD,
 		GrantTrustDomain: off.grants,
-		Dev:              isDev(off.identity.cert),
-		IdentityRoots:    []*x509.Certificate{off.identity.cert},
-		GrantRoots:       []*x509.Certificate{off.grant.cert},
+		Dev:              isDev(off.identities.held[0].cert),
+		IdentityRoots:    off.identities.certificates(),
+		GrantRoots:       off.grantRoots.certificates(),
+		RootDocuments:    off.documents,
 		Persons:          off.seed.Persons,
 		Groups:           off.seed.Groups,
 		Policy:           off.seed.Policy,
@@ -117,7 +121,11 @@ func (o *offline) seal(m Manifest, path string, now time.Time) (Manifest, error)
 	if err != nil {
 		return Manifest{}, err
 	}
-	if m.Signature, err = o.signStatement("manifest of "+m.Cluster, statement, now); err != nil {
+	root, err := o.signing(o.identities)
+	if err != nil {
+		return Manifest{}, err
+	}
+	if m.Signature, err = o.signStatement(root, "manifest of "+m.Cluster, statement, now); err != nil {
 		return Manifest{}, err
 	}
 	text, err := m.Encode()
@@ -130,18 +138,18 @@ func (o *offline) seal(m Manifest, path string, now time.Time) (Manifest, error)
 	return m, writeFile(path, text, publicMode)
 }
 
-func (o SignOptions) checked(td spiffeid.TrustDomain) (SignOptions, error) {
+func (o SignOptions) checked(off *offline) (SignOptions, error) {
 	if o.Now.IsZero() {
 		o.Now = time.Now()
 	}
 	if o.Life == 0 {
-		o.Life = IssuerLife
+		o.Life = off.life()
 	}
 	if o.Life < 0 || o.Life > IssuerLife {
 		return o, fmt.Errorf("%w: issuers live at most %s, not %s", ErrInvalid, IssuerLife, o.Life)
 	}
 	if o.DNSDomains == nil {
-		o.DNSDomains = []string{td.Name(), "localhost"}
+		o.DNSDomains = []string{off.identityTD.Name(), "localhost"}
 	}
 	if o.Replace && o.edits() {
 		return o, fmt.Errorf("%w: either all nodes are signed anew, or some are added or dropped", ErrInvalid)
@@ -192,37 +200,78 @@ func (m Manifest) covers(requests []NodeRequest, o SignOptions) error {
 
 func sameRange(a, b *net.IPNet) bool { return a.String() == b.String() }
 
-// signNode signs one node's three certificates.
+// signNode signs the three certificates that a node asks for.
 func (o *offline) signNode(r NodeRequest, opts SignOptions) (NodeEntry, error) {
 	keys, err := r.check(o.identityTD)
 	if err != nil {
 		return NodeEntry{}, err
 	}
-	n := NodeEntry{ID: r.ID, RaftAddress: r.RaftAddress, APIAddress: r.APIAddress, Key: keys.transport, AuditKey: r.AuditKey}
-	v, err := clamp(o.identity.cert, opts.Now, opts.Life, offlineBackdate, earliest(o.identity.cert.NotAfter, o.grant.cert.NotAfter))
+	by, err := o.newest()
 	if err != nil {
 		return NodeEntry{}, err
 	}
-	for _, key := range []crypto.PublicKey{keys.identity, keys.grants} {
+	c, err := o.certify(nodeSpec{
+		id: r.ID, identity: keys.identity, grants: keys.grants, api: keys.api, dnsNames: r.DNSNames, ips: r.IPs,
+		domains: opts.DNSDomains, ranges: opts.IPRanges, now: opts.Now, life: opts.Life,
+	}, by)
+	return NodeEntry{
+		ID: r.ID, RaftAddress: r.RaftAddress, APIAddress: r.APIAddress, Key: keys.transport, AuditKey: r.AuditKey,
+		IdentityIssuer: c.IdentityIssuer, GrantIssuer: c.GrantIssuer, APICertificate: c.APICertificate,
+	}, err
+}
+
+// nodeSpec is what a node's three certificates are to say.
+type nodeSpec struct {
+	id                    string
+	identity, grants, api crypto.PublicKey
+	dnsNames              []string // of the API
+	ips                   []net.IP // likewise
+	domains               []string // that the identity issuer may name hosts under
+	ranges                []*net.IPNet
+	now                   time.Time
+	life                  time.Duration
+	apiUntil              time.Time // the API certificate ends later than that
+}
+
+// signers are the roots that sign a node's certificates.
+type signers struct{ identity, grants *authority }
+
+// newest are the roots that sign what is new.
+func (o *offline) newest() (by signers, err error) {
+	if by.identity, err = o.signing(o.identities); err != nil {
+		return by, err
+	}
+	by.grants, err = o.signing(o.grantRoots)
+	return by, err
+}
+
+func (o *offline) certify(s nodeSpec, by signers) (c NodeCertificates, err error) {
+	c.Node = s.id
+	v, err := clamp(by.identity.cert, s.now, s.life, offlineBackdate, earliest(by.identity.cert.NotAfter, by.grants.cert.NotAfter))
+	if err != nil {
+		return c, err
+	}
+	for _, key := range []crypto.PublicKey{s.identity, s.grants} {
 		if pub, ok := key.(*ecdsa.PublicKey); !ok || pub.Curve != elliptic.P256() {
-			return NodeEntry{}, fmt.Errorf("%w: an issuer's key must be ECDSA on P-256", ErrKey)
+			return c, fmt.Errorf("%w: an issuer's key must be ECDSA on P-256", ErrKey)
 		}
 	}
-	template := issuerProfile(issuerName(o.identityTD, r.ID, RoleIdentity), o.identityTD.ID().URL(),
-		identityLimits(opts.DNSDomains, opts.IPRanges), keys.identity, v)
-	if n.IdentityIssuer, err = o.sign(o.identity, template, opts.Now); err != nil {
-		return NodeEntry{}, err
+	template := issuerProfile(issuerName(o.identityTD, s.id, RoleIdentity), o.identityTD.ID().URL(),
+		identityLimits(s.domains, s.ranges), s.identity, v)
+	if c.IdentityIssuer, err = o.sign(by.identity, template, s.now); err != nil {
+		return c, err
 	}
-	template = issuerProfile(issuerName(o.grants, r.ID, RoleGrants), o.grants.ID().URL(),
-		grantLimits(o.grants.Name()), keys.grants, v)
-	if n.GrantIssuer, err = o.sign(o.grant, template, opts.Now); err != nil {
-		return NodeEntry{}, err
+	template = issuerProfile(issuerName(o.grants, s.id, RoleGrants), o.grants.ID().URL(),
+		grantLimits(o.grants.Name()), s.grants, v)
+	if c.GrantIssuer, err = o.sign(by.grants, template, s.now); err != nil {
+		return c, err
 	}
-	template = identityProfile(nodeID(o.identityTD, r.ID).URL(), r.DNSNames, r.IPs, keys.api, v)
-	if n.APICertificate, err = o.sign(o.identity, template, opts.Now); err != nil {
-		return NodeEntry{}, err
-	}
-	return n, nil
+	// The cluster refuses an API certificate that ends sooner than the one it
+	// would replace, as after a move to roots whose issuers live for days.
+	v.notAfter = earliest(latest(v.notAfter, s.apiUntil.Add(time.Second)), by.identity.cert.NotAfter, s.now.Add(IssuerLife).Truncate(time.Second))
+	template = identityProfile(nodeID(o.identityTD, s.id).URL(), s.dnsNames, s.ips, s.api, v)
+	c.APICertificate, err = o.sign(by.identity, template, s.now)
+	return c, err
 }
 
 func issuerName(td spiffeid.TrustDomain, node string, role Role) string {

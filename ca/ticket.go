@@ -1,7 +1,6 @@
 package ca
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -11,9 +10,6 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
-
-	"github.com/smallstep/certificates/cas/apiv1"
-	"github.com/smallstep/certificates/cas/softcas"
 )
 
 // Record is what is committed before a certificate is signed. All hashes are
@@ -38,10 +34,11 @@ func (r Record) Equal(o Record) bool {
 // authority is a certificate and its gated key: what roots and node issuers
 // have in common.
 type authority struct {
-	cert  *x509.Certificate
-	id    string // hex SHA-256 of cert.Raw
-	cas   *gatedCAS
-	draft *softcas.SoftCAS // signs with a key that nobody trusts
+	cert *x509.Certificate
+	id   string // hex SHA-256 of cert.Raw
+	cas  *gatedCAS
+
+	linter linter
 }
 
 // newAuthority pairs a certificate with its key.
@@ -55,20 +52,7 @@ func newAuthority(cert *x509.Certificate, key crypto.Signer) (*authority, error)
 	if !samePublicKey(cert.PublicKey, key.Public()) {
 		return nil, fmt.Errorf("%w: the private key does not belong to the certificate of %q", ErrKey, cert.Subject.CommonName)
 	}
-	throwAway, err := GenerateKey()
-	if err != nil {
-		return nil, err
-	}
-	// The same issuer name and key identifier over another key: a draft has the
-	// TBSCertificate of the real thing and a signature that proves nothing.
-	shadow := *cert
-	shadow.PublicKey = throwAway.Public()
-	return &authority{
-		cert:  cert,
-		id:    hexSHA256(cert.Raw),
-		cas:   newGatedCAS(cert, key),
-		draft: &softcas.SoftCAS{CertificateChain: []*x509.Certificate{&shadow}, Signer: throwAway},
-	}, nil
+	return &authority{cert: cert, id: hexSHA256(cert.Raw), cas: newGatedCAS(cert, key), linter: newLinter()}, nil
 }
 
 // prepare builds the exact TBSCertificate that Sign will sign.
@@ -80,19 +64,20 @@ func (a *authority) prepare(template *x509.Certificate) (*Ticket, error) {
 	if err != nil {
 		return nil, err
 	}
-	draft := *template
-	resp, err := a.draft.CreateCertificate(&apiv1.CreateCertificateRequest{
-		Template: &draft,
-		Lifetime: template.NotAfter.Sub(template.NotBefore),
-	})
+	tbs, err := draft(template, a.cert)
+	if err != nil {
+		return nil, err
+	}
+	unsigned, err := assemble(tbs, noSignature())
 	if err != nil {
 		return nil, fmt.Errorf("ca: prepare: %w", err)
 	}
-	tbs := resp.Certificate.RawTBSCertificate
+	if err := a.linter.check(unsigned); err != nil {
+		return nil, err
+	}
 	hash := hashOf(tbs)
 	return &Ticket{
 		authority: a,
-		template:  *template,
 		tbs:       tbs,
 		hash:      hash,
 		record: Record{
@@ -110,7 +95,6 @@ func (a *authority) prepare(template *x509.Certificate) (*Ticket, error) {
 // then Sign; or drop it.
 type Ticket struct {
 	authority *authority
-	template  x509.Certificate
 	tbs       []byte
 	hash      tbsHash
 	record    Record
@@ -137,21 +121,11 @@ func (t *Ticket) Sign(committed Record) ([]*x509.Certificate, error) {
 	}
 	defer t.authority.cas.gate.commit(t.hash)()
 
-	template := t.template
-	resp, err := t.authority.cas.CreateCertificate(&apiv1.CreateCertificateRequest{
-		Template:  &template,
-		Lifetime:  t.record.NotAfter.Sub(t.record.NotBefore),
-		RequestID: t.record.TBSHash,
-	})
+	cert, err := t.authority.cas.sign(t.tbs, t.hash)
 	if err != nil {
 		return nil, err
 	}
-	// The gate has seen the hash; this sees the bytes, and that softcas added
-	// nothing around them.
-	if !bytes.Equal(resp.Certificate.RawTBSCertificate, t.tbs) {
-		return nil, fmt.Errorf("%w: the signed certificate is not the one prepared", ErrNotCommitted)
-	}
-	return []*x509.Certificate{resp.Certificate, t.authority.cert}, nil
+	return []*x509.Certificate{cert, t.authority.cert}, nil
 }
 
 func hashOf(tbs []byte) tbsHash { return sha256.Sum256(tbs) }

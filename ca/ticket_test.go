@@ -1,12 +1,14 @@
 package ca
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
+	"io"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -100,22 +102,22 @@ func TestInvariant01_NothingUnloggedLeaves(t *testing.T) {
 // refusedPastTheTicket goes for the signature by every other way there is.
 func refusedPastTheTicket(t *testing.T, issuer *Issuer, ticket *Ticket, refused func(string, error, error)) {
 	t.Helper()
-	template := ticket.template
+	template := got(x509.ParseCertificate(got(assemble(ticket.tbs, noSignature()))(t)))(t)
 	cas := issuer.authority.cas
 	request := func(id string) *apiv1.CreateCertificateRequest {
-		return &apiv1.CreateCertificateRequest{Template: &template, Lifetime: time.Minute, RequestID: id}
+		return &apiv1.CreateCertificateRequest{Template: template, Lifetime: time.Minute, RequestID: id}
 	}
 	_, err := cas.CreateCertificate(request(""))
 	refused("the CAS without a ticket", err, ErrNotCommitted)
 	_, err = cas.CreateCertificate(request(ticket.Record().TBSHash))
 	refused("the CAS without a commit", err, ErrNotCommitted)
-	_, err = cas.RenewCertificate(&apiv1.RenewCertificateRequest{Template: &template, Lifetime: time.Minute})
+	_, err = cas.RenewCertificate(&apiv1.RenewCertificateRequest{Template: template, Lifetime: time.Minute})
 	refused("renewal", err, ErrRefused)
 	_, err = cas.RevokeCertificate(&apiv1.RevokeCertificateRequest{})
 	refused("revocation", err, ErrRefused)
-	_, err = cas.soft.CreateCertificate(request(""))
-	refused("softcas by itself", err, ErrNotCommitted)
-	_, err = x509.CreateCertificate(rand.Reader, &template, issuer.Certificate(), template.PublicKey, cas.gate)
+	_, err = cas.sign(ticket.tbs, ticket.hash)
+	refused("the bytes without a commit", err, ErrNotCommitted)
+	_, err = x509.CreateCertificate(rand.Reader, template, issuer.Certificate(), template.PublicKey, cas.gate)
 	refused("crypto/x509 by itself", err, ErrNotCommitted)
 	_, err = cas.gate.Sign(rand.Reader, make([]byte, 48), crypto.SHA384)
 	refused("another hash function", err, ErrNotCommitted)
@@ -163,6 +165,77 @@ func TestTicketIsOneShot(t *testing.T) {
 	}
 	if n := len(issuer.authority.cas.gate.open); n != 0 {
 		t.Errorf("%d commits are left open", n)
+	}
+}
+
+// TestDraftIsWhatIsSigned: what is committed before any key is used is, byte for
+// byte, what crypto/x509 has a key sign.
+func TestDraftIsWhatIsSigned(t *testing.T) {
+	f := newFixture(t, 1)
+	issuer := f.node(0).Grants
+	ticket := got(issuer.PrepareGrant(f.grantSpec(got(GenerateKey())(t).Public())))(t)
+	template := got(x509.ParseCertificate(got(assemble(ticket.tbs, noSignature()))(t)))(t)
+	if err := template.CheckSignatureFrom(issuer.Certificate()); err == nil {
+		t.Error("the draft verifies")
+	}
+	stolen := f.issuerKey(0, grantIssuerKeyFile)
+	der := got(x509.CreateCertificate(rand.Reader, template, issuer.Certificate(), template.PublicKey, stolen))(t)
+	if want := got(x509.ParseCertificate(der))(t); !bytes.Equal(ticket.tbs, want.RawTBSCertificate) {
+		t.Errorf("drafted %x\nsigned %x", ticket.tbs, want.RawTBSCertificate)
+	}
+	leaf := got(ticket.Sign(ticket.Record()))(t)[0]
+	if err := leaf.CheckSignatureFrom(issuer.Certificate()); err != nil {
+		t.Error(err)
+	}
+	// A digest, which is all that other signers get, makes no draft.
+	d := &drafter{issuer: issuer.Certificate().PublicKey}
+	if signature, err := d.Sign(rand.Reader, make([]byte, 32), crypto.SHA256); err == nil || signature != nil || d.tbs != nil {
+		t.Errorf("a draft's signer signed: %x, %v", signature, err)
+	}
+}
+
+// strangeKey has one public key and signs with another, as a device does in whose
+// slots two keys were mixed up.
+type strangeKey struct {
+	crypto.Signer
+	other crypto.Signer
+}
+
+func (k strangeKey) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return k.other.Sign(rand, digest, opts)
+}
+
+// TestSignatureOfAnotherKey: nothing leaves with a signature that nobody accepts.
+func TestSignatureOfAnotherKey(t *testing.T) {
+	f := newFixture(t, 1)
+	key := strangeKey{f.issuerKey(0, grantIssuerKeyFile), got(GenerateKey())(t)}
+	issuer := got(newIssuer(f.manifest.Nodes[0].GrantIssuer, key, RoleGrants, testGrantTD()))(t)
+	ticket := got(issuer.PrepareGrant(f.grantSpec(got(GenerateKey())(t).Public())))(t)
+	if chain, err := ticket.Sign(ticket.Record()); !errors.Is(err, ErrKey) || chain != nil {
+		t.Errorf("%v, %v", chain, err)
+	}
+}
+
+// TestCASSignsTheCommittedTemplate: what smallstep's code would have signed is
+// drafted anew, and signed only if that is what was committed.
+func TestCASSignsTheCommittedTemplate(t *testing.T) {
+	f := newFixture(t, 1)
+	issuer, key := countedIssuer(t, f, RoleGrants)
+	cas := issuer.authority.cas
+	ticket := got(issuer.PrepareGrant(f.grantSpec(got(GenerateKey())(t).Public())))(t)
+	template := got(x509.ParseCertificate(got(assemble(ticket.tbs, noSignature()))(t)))(t)
+	defer cas.gate.commit(ticket.hash)()
+	bent := *template
+	bent.NotAfter = bent.NotAfter.Add(time.Hour)
+	for what, c := range map[string]*x509.Certificate{"a longer life": &bent, "no template": nil} {
+		_, err := cas.CreateCertificate(&apiv1.CreateCertificateRequest{Template: c, RequestID: ticket.record.TBSHash})
+		if err == nil || key.signatures.Load() != 0 {
+			t.Errorf("%s: %v, %d signatures", what, err, key.signatures.Load())
+		}
+	}
+	resp := got(cas.CreateCertificate(&apiv1.CreateCertificateRequest{Template: template, RequestID: ticket.record.TBSHash}))(t)
+	if !bytes.Equal(resp.Certificate.RawTBSCertificate, ticket.tbs) {
+		t.Error("another certificate than the committed one was signed")
 	}
 }
 
