@@ -1,12 +1,15 @@
 package grant
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/hallpass/hallpass/internal/near"
 )
 
 // FuzzID: what ParseID takes, the second reading takes too, with the same parts; its parts
@@ -49,55 +52,64 @@ func FuzzID(f *testing.F) {
 }
 
 // FuzzPermission: a text means what its canonical text means, which has no second form; and it
-// stands in an ID that reads back to it.
+// stands in an ID that reads back to it, and that the second reading takes too.
 func FuzzPermission(f *testing.F) {
 	v := readVectors(f)
 	for _, x := range v.Text.Valid {
-		f.Add(x.Text)
+		f.Add(x.Text, uint16(0), byte(0))
 	}
 	for _, x := range v.Text.Invalid {
-		f.Add(x.Text)
+		f.Add(x.Text, uint16(0), byte(0))
 	}
 	for _, x := range v.Valid {
 		for _, p := range x.Scope.Permissions {
-			f.Add(p)
+			f.Add(p, uint16(0), byte(0))
 		}
 	}
-	f.Add("GET /" + strings.Repeat("a", 2035))
-	f.Fuzz(func(t *testing.T, text string) {
-		p, err := ParsePermission(text)
-		if err != nil {
-			if !p.IsZero() || strings.ContainsFunc(err.Error(), isHidden) {
-				t.Fatalf("ParsePermission(%q) = %q, %v", text, p, err)
-			}
-			return
-		}
-		checkPermission(t, p)
-		s, err := NewScope("payments", p)
-		if err != nil {
-			if !errors.Is(err, ErrTooLong) {
-				t.Fatal(err)
-			}
-			return
-		}
-		id, err := NewID(grants(), s, alice(), testGrant)
-		if err != nil {
-			if !errors.Is(err, ErrTooLong) {
-				t.Fatal(err)
-			}
-			return
-		}
-		back, err := ParseID(id.String(), grants())
-		if err != nil || back != id || back.Scope().Permissions()[0] != p {
-			t.Fatalf("ParsePermission(%q) = %q, which reads back as %v, %v", text, p, back, err)
+	f.Add("GET /"+strings.Repeat("a", 2035), uint16(0), byte(0))
+	f.Fuzz(func(t *testing.T, text string, at uint16, b byte) {
+		for _, text := range near.Of(text, at, b) {
+			tryPermission(t, text)
 		}
 	})
+}
+
+func tryPermission(t *testing.T, text string) {
+	t.Helper()
+	p, err := ParsePermission(text)
+	if err != nil {
+		if !p.IsZero() || strings.ContainsFunc(err.Error(), isHidden) {
+			t.Fatalf("ParsePermission(%q) = %q, %v", text, p, err)
+		}
+		return
+	}
+	checkPermission(t, p)
+	s, err := NewScope("payments", p)
+	if err != nil {
+		if !errors.Is(err, ErrTooLong) {
+			t.Fatal(err)
+		}
+		return
+	}
+	id, err := NewID(grants(), s, alice(), testGrant)
+	if err != nil {
+		if !errors.Is(err, ErrTooLong) {
+			t.Fatal(err)
+		}
+		return
+	}
+	checkID(t, id.String(), id)
+	back, err := ParseID(id.String(), grants())
+	if err != nil || back != id || back.Scope().Permissions()[0] != p {
+		t.Fatalf("ParsePermission(%q) = %q, which reads back as %v, %v", text, p, back, err)
+	}
 }
 
 // FuzzScope: two lists of texts make one scope exactly if they say the same things, and two
 // scopes have one ID exactly if they are one scope.
 func FuzzScope(f *testing.F) {
 	f.Add("GET /a\nHEAD /a", "HEAD,GET /a")
+	f.Add("* /aaa\nGET /aaaa", "* /b")
 	f.Add("GET /a\nGET /a/b", "GET /a/b\nGET /a")
 	f.Add("tcp\nGET /tcp", "GET /tcp\ntcp")
 	f.Add("postgres a as b", `postgres "a" as "b"`)
@@ -150,14 +162,18 @@ func said(t testing.TB, texts string) []string {
 // path exactly if net/http would route it to the pattern that says the same.
 func FuzzPath(f *testing.F) {
 	for _, x := range readVectors(f).Match {
-		f.Add(x.Target, "GET /accounts/**")
+		f.Add(x.Target, "GET /accounts/**", uint16(0), byte(0))
 	}
 	for _, p := range patterns() {
-		f.Add("/a/b/", "GET "+p)
+		f.Add("/a/b/", "GET "+p, uint16(0), byte(0))
 	}
-	f.Add("/a%20b/c?d", "GET /a%20b/*")
-	f.Fuzz(func(t *testing.T, target, text string) {
-		checkPath(t, target)
+	f.Add("/a%20b/c?d", "GET /a%20b/*", uint16(0), byte(0))
+	f.Add("/a?b=c&d", "GET /a", uint16(5), byte(0))
+	f.Add("/a/b?q", "GET /a/**", uint16(6), byte(0))
+	f.Fuzz(func(t *testing.T, target, text string, at uint16, b byte) {
+		for _, target := range near.Of(target, at, b) {
+			checkPath(t, target)
+		}
 		path, err := ParsePath(target, PathOptions{})
 		if err != nil {
 			return
@@ -240,25 +256,28 @@ func instance(p Permission, word, tail string) string {
 	return b.String()
 }
 
-// FuzzJSON: what Scope reads from JSON it writes as JSON that reads back to it.
+// FuzzJSON: what Scope reads from JSON is one JSON value in the eyes of encoding/json, and it writes it as JSON that reads
+// back to it.
 func FuzzJSON(f *testing.F) {
-	f.Add([]byte(`{"service":"payments","permissions":["GET /a","tcp"]}`))
-	f.Add([]byte(`{"permissions":["GET /\ud83d\udd11"],"service":"p"}`))
-	f.Add([]byte(`{"service":"p","permissions":["postgres \"a\" as r"]}`))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		var s, again Scope
-		if err := s.UnmarshalJSON(data); err != nil {
-			if !s.IsZero() {
-				t.Fatalf("a scope and an error: %v", err)
+	f.Add([]byte(`{"service":"payments","permissions":["GET /a","tcp"]}`), uint16(0), byte(' '))
+	f.Add([]byte(`{"permissions":["GET /\ud83d\udd11"],"service":"p"}`), uint16(0), byte(' '))
+	f.Add([]byte(`{"service":"p","permissions":["postgres \"a\" as r"]}`), uint16(0), byte(' '))
+	f.Fuzz(func(t *testing.T, data []byte, at uint16, b byte) {
+		for _, data := range near.Of(data, at, b) {
+			var s, again Scope
+			if err := s.UnmarshalJSON(data); err != nil {
+				if !s.IsZero() {
+					t.Fatalf("a scope and an error: %v", err)
+				}
+				continue
 			}
-			return
-		}
-		out, err := s.MarshalJSON()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := again.UnmarshalJSON(out); err != nil || again != s {
-			t.Fatalf("%s is written as %s, which is %v, %v", data, out, again, err)
+			out, err := s.MarshalJSON()
+			if err != nil || !json.Valid(data) {
+				t.Fatalf("%q is read, %v", data, err)
+			}
+			if err := again.UnmarshalJSON(out); err != nil || again != s {
+				t.Fatalf("%s is written as %s, which is %v, %v", data, out, again, err)
+			}
 		}
 	})
 }

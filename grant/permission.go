@@ -91,6 +91,26 @@ func GRPCPermission(path Path) (Permission, error) {
 	return parts{kind: KindGRPC, a: service, b: method}.permission(ErrPermission)
 }
 
+// PostgresPermission is the permission to open db as role. The error is ErrPermission unless both are names that
+// PostgreSQL can have: 1 to 63 bytes of UTF-8 without NUL.
+func PostgresPermission(db, role string) (Permission, error) {
+	for _, name := range []string{db, role} {
+		if name == "" || len(name) > maxName || invalidUTF8(name) >= 0 || strings.Contains(name, "\x00") {
+			return Permission{}, &mistake{ErrPermission, name, -1, "not a name", "Postgres names have 1 to 63 bytes of UTF-8"}
+		}
+	}
+	return parts{kind: KindPostgres, a: db, b: role}.permission(ErrPermission)
+}
+
+// Postgres is the database and the role of a postgres permission; ok is false for other kinds.
+func (p Permission) Postgres() (db, role string, ok bool) {
+	pp := p.parts()
+	if pp.kind != KindPostgres {
+		return "", "", false
+	}
+	return pp.a, pp.b, true
+}
+
 // parts is a permission taken apart.
 type parts struct {
 	kind Kind
