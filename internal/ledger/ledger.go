@@ -48,9 +48,10 @@ type Ledger struct {
 	closing sync.Once
 
 	mu   sync.Mutex
-	all  []*Entry // guarded by mu, with what it points at
-	done int      // guarded by mu; rounds that ended
-	err  error    // guarded by mu; of the writers that gave up
+	all  []*Entry      // guarded by mu, with what it points at
+	done int           // guarded by mu; rounds that ended
+	slow time.Duration // guarded by mu; the longest that a call took
+	err  error         // guarded by mu; of the writers that gave up
 }
 
 // Open starts the writers. They end with Close, or with ctx.
@@ -83,6 +84,13 @@ func (l *Ledger) Rounds() (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.done, l.err
+}
+
+// Slowest is the longest that a call took from the first try to its answer.
+func (l *Ledger) Slowest() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.slow
 }
 
 // Entries is all that was acknowledged by now, oldest first. It belongs to the caller.

@@ -90,7 +90,9 @@ func twice[T any](w *writer, call func(key api.CallOption) (T, error), same func
 		return none, err
 	}
 	key := api.WithKey(id.String())
+	began := time.Now()
 	first, err := call(key)
+	w.note(func() { w.ledger.slow = max(w.ledger.slow, time.Since(began)) })
 	if w.calls++; err != nil || w.calls%repeatEvery != 0 {
 		return first, err
 	}
