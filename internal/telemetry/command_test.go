@@ -88,3 +88,23 @@ func TestSetupCommandRefuses(t *testing.T) {
 		t.Errorf("no writer: %v, %v", tel, err)
 	}
 }
+
+// Whoever needs stdout is told what would print there, and nothing else.
+func TestPrinting(t *testing.T) {
+	for _, c := range []struct {
+		want string
+		env  []string
+	}{
+		{"", nil},
+		{"", []string{"OTEL_TRACES_EXPORTER=otlp", "OTEL_METRICS_EXPORTER=none", "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1"}},
+		{"", []string{"OTEL_SDK_DISABLED=true", "OTEL_TRACES_EXPORTER=console"}},
+		{"OTEL_TRACES_EXPORTER", []string{"OTEL_TRACES_EXPORTER=console"}},
+		{"OTEL_METRICS_EXPORTER", []string{"OTEL_TRACES_EXPORTER=otlp", "OTEL_METRICS_EXPORTER=console"}},
+		{"OTEL_LOGS_EXPORTER", []string{"OTEL_LOGS_EXPORTER=console"}},
+	} {
+		environment(t, c.env...)
+		if got := Printing(); got != c.want {
+			t.Errorf("%q: %q, want %q", c.env, got, c.want)
+		}
+	}
+}

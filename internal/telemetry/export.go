@@ -42,6 +42,18 @@ func (s signal) variable() string { return "OTEL_" + string(s) + "_EXPORTER" }
 
 func (s signal) exporter() string { return os.Getenv(s.variable()) }
 
+// Printing names the variable that has Setup print to stdout,
+// "OTEL_TRACES_EXPORTER" or one like it, and is "" when none does. A process
+// whose stdout speaks a protocol asks before Setup, and refuses.
+func Printing() string {
+	for _, s := range []signal{traces, metrics, logs} {
+		if s.configured() && strings.EqualFold(s.exporter(), "console") {
+			return s.variable()
+		}
+	}
+	return ""
+}
+
 func (s signal) failed(err error) error {
 	if name := s.exporter(); name != "" {
 		return fmt.Errorf("telemetry: %s=%s: %w", s.variable(), name, err)
