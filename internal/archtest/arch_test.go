@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,7 +15,7 @@ func load(t *testing.T) Graph {
 	t.Helper()
 	root := filepath.Join("..", "..")
 	seeEveryFile(t, root)
-	g, err := Load(t.Context(), root, "integration,compose,faults")
+	g, err := Load(t.Context(), root, "integration,compose,faults,kms")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,5 +156,30 @@ func f(now clock.Time) (clock.Duration, string) {
 	}
 	if diff := cmp.Diff([]string{"clock.Now", "clock.Since", "uuid.NewString"}, got); diff != "" {
 		t.Errorf("uses (-want +got):\n%s", diff)
+	}
+}
+
+// The plain binary opens no KMS: it is one file without cgo, and without the clouds'
+// libraries. What the tag brings comes through ca/kms.
+func TestPlainBinaryHasNoKMS(t *testing.T) {
+	root := filepath.Join("..", "..")
+	seeEveryFile(t, root)
+	for tags, want := range map[string]bool{"": false, "kms": true} {
+		g, err := Load(t.Context(), root, tags)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, target := range KMS() {
+			chain := g.Path(Module+"/cmd/hallpass", func(path string) bool { return matches(path, target) })
+			if !want && chain != nil {
+				t.Errorf("without the tag: %s", strings.Join(chain, " → "))
+			}
+			if want && chain != nil && !slices.Contains(chain, Module+"/ca/kms") {
+				t.Errorf("not through ca/kms: %s", strings.Join(chain, " → "))
+			}
+			if want && chain == nil && strings.HasSuffix(target, "/pkcs11") {
+				t.Error("with the tag there is no PKCS#11")
+			}
+		}
 	}
 }
