@@ -75,8 +75,14 @@ func TestKilled(t *testing.T) {
 
 func newCampaign(t *testing.T, log string, n uint64) *campaign {
 	t.Helper()
+	return campaignOn(t, newCluster(t, built.faulty, log), log, n)
+}
+
+// campaignOn starts a cluster, and writers.
+func campaignOn(t *testing.T, on *cluster, log string, n uint64) *campaign {
+	t.Helper()
 	c := &campaign{
-		cluster: newCluster(t, built.faulty, log), t: t, rand: rand.New(rand.NewPCG(n, 1)),
+		cluster: on, t: t, rand: rand.New(rand.NewPCG(n, 1)),
 		each: make(map[string]*api.Client), killed: make(map[string]int),
 	}
 	for _, p := range Places() {
@@ -121,6 +127,8 @@ func (c *campaign) breakUntil(kills int) {
 			c.whileStopping(p)
 		case Joining:
 			c.whileJoining(p)
+		case Restoring, Recovering:
+			c.t.Fatalf("%q is no place of a node that runs", p.Place)
 		}
 		if c.rand.IntN(4) == 0 {
 			c.anyMoment(c.some(1 + c.rand.IntN(3)))

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -21,6 +20,7 @@ import (
 	"github.com/hallpass/hallpass/approval/api"
 	"github.com/hallpass/hallpass/internal/faults/failpoint"
 	"github.com/hallpass/hallpass/internal/ledger"
+	"github.com/hallpass/hallpass/internal/loopback"
 )
 
 const (
@@ -81,12 +81,12 @@ func newCluster(t *testing.T, binary, logStore string) *cluster {
 	write(t, filepath.Join(c.dir, "seed.yaml"), seed)
 	c.must(t, "ca", "init", "--dir", offline, "--trust-domain", "acme.test", "--dev", "--admin", "bob,carol,dana", "--seed", filepath.Join(c.dir, "seed.yaml"))
 	sign := []string{"ca", "sign-node", "--dir", offline}
-	addresses := freeAddresses(t, 9)
+	addresses := keep(t, 9)
 	for i, name := range []string{"n1", "n2", "n3"} {
 		n := &node{name: name, dir: filepath.Join(c.dir, name), binary: binary, api: addresses[3*i], raft: addresses[3*i+1], http: addresses[3*i+2]}
 		c.must(t, "server", "init", "--dir", filepath.Join(n.dir, "keys"), "--node", name, "--trust-domain", "acme.test",
 			"--raft-address", n.raft, "--api-address", n.api, "--ip", "127.0.0.1", "--dns", "localhost")
-		write(t, filepath.Join(n.dir, "server.yaml"), fmt.Sprintf("node: %s\ndata_dir: %s\nkeys_dir: %s\nmanifest: %s\nlisten: {api: %q, raft: %q, admin: %q}\ndev: true\nlog_store: %s\n",
+		write(t, filepath.Join(n.dir, "server.yaml"), fmt.Sprintf("node: %s\ndata_dir: %s\nkeys_dir: %s\nmanifest: %s\nlisten: {api: %q, raft: %q, admin: %q}\ndev: true\nlimits: {reads_per_second: 1000000, writes_per_second: 1000000}\nlog_store: %s\n",
 			name, n.data(), filepath.Join(n.dir, "keys"), filepath.Join(offline, "manifest.json"), n.api, n.raft, n.http, logStore))
 		sign = append(sign, filepath.Join(n.dir, "keys", "node-request.json"))
 		c.nodes = append(c.nodes, n)
@@ -115,17 +115,16 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
-// freeAddresses finds loopback ports below those that outgoing connections take: a killed node's
-// port must still be free when the node comes back.
-func freeAddresses(t *testing.T, n int) (addresses []string) {
+// keep takes n loopback addresses that nobody else gets while the nodes on them are down.
+func keep(t *testing.T, n int) (addresses []string) {
 	t.Helper()
-	for port := 12000 + (os.Getpid()*37)%15000; len(addresses) < n; port++ {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	for range n {
+		kept, err := loopback.Reserve()
 		if err != nil {
-			continue
+			t.Fatal(err)
 		}
-		defer func() { _ = l.Close() }() // all are held until the last is chosen
-		addresses = append(addresses, l.Addr().String())
+		t.Cleanup(func() { _ = kept.Release() }) // the end of the process does it too
+		addresses = append(addresses, kept.Address())
 	}
 	return addresses
 }

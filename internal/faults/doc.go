@@ -4,7 +4,9 @@
 // Its tests (`make test-faults`) run three processes of the hallpass binary on loopback and a real
 // disk, and a ledger of writers that keep what they were answered. A node is killed with SIGKILL at
 // a named place in its own code, or at any moment, alone or with the others; it is started again
-// and asked for everything that was acknowledged, out of its own state.
+// and asked for everything that was acknowledged, out of its own state. Two more have their disks
+// filled, and stopped for a second at a time, which are small ones that they mount where nobody else
+// sees them: that takes root.
 //
 //	overlay ─► go build -overlay ─► hallpass with failpoints ─┬─ n1 ─┐
 //	                                                          ├─ n2 ─┤◄── ledger of writers

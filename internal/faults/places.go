@@ -18,6 +18,10 @@ const (
 	Stopping
 	// Joining: it has lost its disk, and is sent everything.
 	Joining
+	// Restoring: `snapshot restore` makes its data of a snapshot.
+	Restoring
+	// Recovering: `cluster recover` has it go on alone.
+	Recovering
 )
 
 // Point is a failpoint, and when it is come by.
@@ -36,7 +40,7 @@ func Places() []Point {
 		}
 	}
 	at(Leading,
-		before("raftstore/propose.go", "future := s.raft.Apply(data, patience)", "propose: not yet"),
+		before("raftstore/propose.go", "futures[i] = s.raft.Apply(p.data, patience)", "propose: not yet"),
 		before("raftstore/propose.go", "out, ok := future.Response().(outcome)", "propose: applied, not answered"),
 		before("control/mint.go", "committed, err := n.commitRecord(ctx, call, record, m)", "mint: prepared, not committed"),
 		before("control/mint.go", "_, span := n.spans.Start(ctx, \"ca.sign\")", "mint: committed, not signed"),
@@ -48,13 +52,13 @@ func Places() []Point {
 		Edit{Place: "after: append to the log"},
 		before("raftstore/fsm.go", "return reached, f.records.append(first, t.records)", "records: not yet"),
 		before("raftstore/records.go", "grown.size += int64(len(b))", "records: written, not counted"),
-		before("raftstore/state.go", "if t.err != nil {", "apply: not written"),
+		before("raftstore/state.go", "if err := t.flush(); err != nil {", "apply: not written"),
 		before("raftstore/fsm.go", "f.applied.set(reached.index)", "apply: written, not told"),
 	)
 	at(Compacting,
 		before("raftstore/snapshot.go", "if err := s.records.sync(); err != nil {", "snapshot: begun"),
-		before("raftstore/snapshot.go", "if err := s.write(io.MultiWriter(sink, crc)); err != nil {", "snapshot: records synced"),
-		before("raftstore/snapshot.go", "if _, err := sink.Write(crc.Sum(nil)); err != nil {", "snapshot: state written"),
+		before("raftstore/snapshot.go", "if err := s.writeTo(sink); err != nil {", "snapshot: records synced"),
+		before("raftstore/snapshot.go", "_, err := w.Write(crc.Sum(nil))", "snapshot: state written"),
 		before("raftstore/snapshot.go", "if !bytes.Equal(s.tail, s.crc.Sum(nil)) {", "snapshot: written, not in its place"),
 		Edit{
 			"raftstore/snapshot.go", "return s.SnapshotSink.Close()",
@@ -81,7 +85,7 @@ func Places() []Point {
 	)
 	at(Stopping,
 		before("raftstore/state.go", "db.NoFreelistSync = false", "stop: state not synced"),
-		before("raftstore/recovery.go", "_, err = file.WriteString(at.marker())", "stop: empty marker"),
+		before("raftstore/recovery.go", "_, err = file.WriteString(left{at, sum}.marker())", "stop: empty marker"),
 		before("raftstore/recovery.go", "return syncDir(dir)", "stop: marker not synced"),
 	)
 	at(Joining,
@@ -94,20 +98,46 @@ func Places() []Point {
 	return all
 }
 
+// OfflinePlaces are the failpoints in commands on a node that does not run: around each step between what it had and what
+// it will have.
+func OfflinePlaces() []Point {
+	var all []Point
+	at := func(when When, edits ...Edit) {
+		for _, e := range edits {
+			all = append(all, Point{Edit: e, When: when})
+		}
+	}
+	both := []Edit{
+		before("raftstore/history.go", "if err := h.clear(); err != nil {", "history: folder made"),
+		before("raftstore/history.go", "log, err := openLog(h.stage, h.log)", "history: without a log"),
+		before("control/epoch.go", "data, err := json.Marshal(e)", "history: without word of the epoch"),
+		before("raftstore/history.go", "return errors.Join(syncTree(h.stage), syncDir(h.dir))", "history: not synced"),
+		before("raftstore/history.go", "err = os.Rename(h.stage, filepath.Join(h.dir, historyWhole))", "history: not done"),
+		before("raftstore/history.go", "if err := errors.Join(syncDir(h.dir), takeHistory(h.dir)", "history: done, not in place"),
+		before("raftstore/history.go", "if err := errors.Join(os.Rename(whole, in), syncDir(dir)); err != nil {", "history: the old one is aside"),
+		before("raftstore/history.go", "if err := os.Rename(filepath.Join(in, p.Name())", "history: moving in"),
+		before("raftstore/history.go", "return errors.Join(os.RemoveAll(in), syncDir(dir))", "history: moved in"),
+	}
+	at(Restoring, both...)
+	at(Restoring,
+		before("raftstore/restore.go", "state := &pendingSnapshot{", "restore: begun"),
+		before("raftstore/restore.go", "recs.expect(done.Head.Records, false)", "restore: all read"),
+	)
+	at(Recovering, both...)
+	at(Recovering,
+		before("raftstore/recover.go", "total, err := o.loadState(path)", "recover: begun"),
+		before("raftstore/recover.go", "if err := o.snapshot(h, st, recs); err != nil {", "recover: replayed"),
+		before("raftstore/recover.go", "term, err := o.log.GetUint64(", "recover: state written"),
+		before("raftstore/recover.go", "closed = true", "recover: finished"),
+		before("raftstore/history.go", "if err := os.Rename(filepath.Join(dir, name), filepath.Join(dir, aside, name)); err != nil {", "recover: putting aside"),
+	)
+	return all
+}
+
 // Edits is everything that makes the binary of the tests another than the one that ships.
 func Edits() []Edit {
 	edits := []Edit{
 		{File: "raftstore/log.go", Old: "\terr := fn()\n", New: "\tfailpoint.Hit(\"before: \" + op)\n\terr := fn()\n\tfailpoint.Hit(\"after: \" + op)\n"},
-		{File: "raftstore/wal.go", Old: "func syncFile(path string) error {\n", New: `// CommitState is in the tests' binary alone.
-func (m *walMeta) CommitState(state types.PersistentState) error {
-	if err := m.BoltMetaDB.CommitState(state); err != nil {
-		return err
-	}
-	return nil // the next segment is entered
-}
-
-func syncFile(path string) error {
-`},
 		// What happens once in hours happens every second.
 		{File: "raftstore/config.go", Old: "defaultSnapshotThreshold = 64 << 10", New: "defaultSnapshotThreshold = 150"},
 		{File: "raftstore/config.go", Old: "defaultTrailingLogs      = 128 << 10", New: "defaultTrailingLogs      = 300"},
@@ -116,10 +146,12 @@ func syncFile(path string) error {
 		{File: "raftstore/segment.go", Old: "segmentSize = 16 << 20", New: "segmentSize = 64 << 10"},
 		{File: "raftstore/wal.go", Old: "walSegmentSize = 64 << 20", New: "walSegmentSize = 64 << 10"},
 	}
-	for _, p := range Places() {
-		if p.File != "" {
+	seen := make(map[string]bool)
+	for _, p := range append(Places(), OfflinePlaces()...) {
+		if p.File != "" && !seen[p.Place] {
 			edits = append(edits, p.Edit)
 		}
+		seen[p.Place] = true
 	}
 	return edits
 }

@@ -40,6 +40,7 @@ type Mutant struct {
 	Name      string // the file's name without .txtar: "05-one-person"
 	Invariant int    // 1 up; 0 for a trap
 	Trap      string // what would happen; "" for an invariant
+	Plant     string // the bug that fuzzing must find; "" for the others
 	Package   string // "./approval"
 	Test      string // "TestInvariant05_OnePersonOneVote"
 	File      string // slash separated, from the module's root
@@ -89,9 +90,13 @@ func parseMutant(name string, data []byte) (Mutant, error) {
 		Name:    strings.TrimSuffix(name, ".txtar"),
 		Package: head["package"], Test: head["test"], File: head["file"],
 	}
-	if m.Trap = head["trap"]; m.Trap != "" {
+	m.Trap, m.Plant = head["trap"], head["fuzz"]
+	switch {
+	case m.Trap != "":
 		err = m.checkTrap(name)
-	} else {
+	case m.Plant != "":
+		err = m.checkPlant(name)
+	default:
 		m.Invariant, err = checkInvariant(head["invariant"], name, m.Test)
 	}
 	if err != nil {
@@ -142,9 +147,9 @@ func (m Mutant) checkTrap(file string) error {
 	return nil
 }
 
-// parseHeader reads "key: value" lines: each key once and no other, with one of invariant and trap.
+// parseHeader reads "key: value" lines: each key once and no other, with one of invariant, trap and fuzz.
 func parseHeader(text string) (map[string]string, error) {
-	keys := []string{"invariant", "trap", "package", "test", "file"}
+	keys := []string{"invariant", "trap", "fuzz", "package", "test", "file"}
 	head := map[string]string{}
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
@@ -157,10 +162,16 @@ func parseHeader(text string) (map[string]string, error) {
 		}
 		head[key] = strings.TrimSpace(value)
 	}
-	if (head["invariant"] == "") == (head["trap"] == "") {
-		return nil, errors.New("header: want one of invariant and trap")
+	kinds := 0
+	for _, key := range keys[:3] {
+		if head[key] != "" {
+			kinds++
+		}
 	}
-	for _, key := range keys[2:] {
+	if kinds != 1 {
+		return nil, errors.New("header: want one of invariant, trap and fuzz")
+	}
+	for _, key := range keys[3:] {
 		if head[key] == "" {
 			return nil, fmt.Errorf("header: no %s", key)
 		}
@@ -168,12 +179,12 @@ func parseHeader(text string) (map[string]string, error) {
 	return head, nil
 }
 
-// missing returns the invariants that no mutant tests.
+// missing says which invariants no mutant tests.
 func missing(mutants []Mutant) []string {
 	var names []string
 	for i, name := range invariants() {
 		if !slices.ContainsFunc(mutants, func(m Mutant) bool { return m.Invariant == i+1 }) {
-			names = append(names, fmt.Sprintf("%d %s", i+1, name))
+			names = append(names, fmt.Sprintf("invariant %d %s has no mutant", i+1, name))
 		}
 	}
 	return names

@@ -19,8 +19,17 @@
 //
 //	go run ./internal/mutants             every mutant
 //	go run ./internal/mutants -only 5     those of invariant 5
+//	go run ./internal/mutants -name raft  those whose file's name matches
 //	go run ./internal/mutants -v          with the failing test's own words
 //
+// # Planted bugs
+//
+// With -fuzz it asks the same of the fuzz targets: planted/ holds a bug for each, in the same
+// format (fuzz in the place of invariant or trap), and the target, which starts from its seeds
+// alone and runs outside the source tree, must find it within a minute. A bug that a seed finds
+// proves nothing of the fuzzing and counts as not found; so does a target without a bug, or one
+// whose comment does not say what it holds against what it reads. With -list it prints the targets.
+//
 // It ends with `mutants: N killed, M survived`, and with status 1 when any survived or any of the
-// invariants has no mutant.
+// invariants has no mutant; with -fuzz with `planted: N found, M not`.
 package main

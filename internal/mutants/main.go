@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -11,6 +12,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -38,10 +41,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("mutants", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	root := flags.String("root", "", "the module's root (default: that of the current folder)")
-	catalogue := flags.String("catalogue", "internal/mutants/catalogue", "folder of the *.txtar files, from the root")
+	catalogue := flags.String("catalogue", "", "folder of the *.txtar files, from the root (default: internal/mutants/catalogue, or planted)")
 	only := flags.Int("only", 0, "run the mutants of this invariant alone")
+	name := flags.String("name", "", "run those alone whose file's name this regular expression matches")
+	planted := flags.Bool("fuzz", false, "plant the bugs of internal/mutants/planted instead, for the fuzz targets to find within the time-out")
+	target := flags.String("target", "", "with -fuzz: this target alone")
+	list := flags.Bool("list", false, "print the fuzz targets, as PACKAGE NAME, and do nothing")
 	verbose := flags.Bool("v", false, "print what each failing test said")
-	timeout := flags.Duration("timeout", 3*time.Minute, "for one run of one test")
+	timeout := flags.Duration("timeout", 0, "for one run of one test (default: 3m, or 1m of fuzzing)")
 	if err := flags.Parse(args); err != nil {
 		return flag.ErrHelp
 	}
@@ -51,35 +58,63 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return err
 		}
 	}
-	mutants, err := readCatalogue(os.DirFS(filepath.Join(*root, filepath.FromSlash(*catalogue))))
+	targets, err := fuzzTargets(*root)
 	if err != nil {
 		return err
 	}
-	r := &runner{root: *root, timeout: *timeout, stands: map[[2]string]result{}}
-	killed, survived := 0, 0
-	for _, m := range mutants {
-		if *only != 0 && m.Invariant != *only {
-			continue
+	if *list {
+		for _, t := range targets {
+			fmt.Fprintln(stdout, t.pkg, t.name)
 		}
-		o, err := r.run(ctx, m)
-		if err != nil {
+		return nil
+	}
+	folder, limit := "internal/mutants/catalogue", 3*time.Minute
+	if *planted {
+		folder, limit = "internal/mutants/planted", time.Minute
+	}
+	mutants, err := readCatalogue(os.DirFS(filepath.Join(*root, filepath.FromSlash(cmp.Or(*catalogue, folder)))))
+	if err != nil {
+		return err
+	}
+	named, err := regexp.Compile(*name)
+	if err != nil {
+		return err
+	}
+	wanted := slices.DeleteFunc(slices.Clone(mutants), func(m Mutant) bool {
+		return *only != 0 && m.Invariant != *only || !named.MatchString(m.Name) || *target != "" && m.Test != *target
+	})
+	r := &runner{root: *root, timeout: cmp.Or(*timeout, limit), stands: map[[2]string]result{}}
+	var none []string // of what there should be
+	last, do := "mutants: %d killed, %d survived\n", r.run
+	switch whole := *only == 0 && *name == "" && *target == ""; {
+	case *planted:
+		last, do = "planted: %d found, %d not\n", r.plant
+		if whole {
+			none = unproven(targets, mutants)
+		}
+	case whole:
+		none = missing(mutants)
+	}
+	if !*planted {
+		if err := r.standTogether(ctx, wanted); err != nil {
 			return err
 		}
+	}
+	killed, survived := 0, 0
+	if err := r.each(ctx, wanted, do, func(o outcome) {
 		report(stdout, o, *verbose)
 		if o.killed() {
 			killed++
 		} else {
 			survived++
 		}
+	}); err != nil {
+		return err
 	}
-	var none []string
-	if *only == 0 {
-		none = missing(mutants)
+	for _, what := range none {
+		fmt.Fprintln(stdout, "MISSING  ", what)
 	}
-	for _, name := range none {
-		fmt.Fprintf(stdout, "MISSING   invariant %s has no mutant\n", name)
-	}
-	fmt.Fprintf(stdout, "mutants: %d killed, %d survived\n", killed, survived)
+	fmt.Fprintf(stdout, last, killed, survived)
 	if survived > 0 || len(none) > 0 || killed == 0 {
 		return errSurvived
 	}

@@ -49,7 +49,7 @@ func TestReadCatalogueRefuses(t *testing.T) {
 		{"unknown key", "", "package:", "pakage:", "KEY: VALUE"},
 		{"a key twice", "", "package: ./vote", "package: ./vote\npackage: ./other", "KEY: VALUE"},
 		{"no test", "", "test: TestInvariant05_OnePersonOneVote\n", "", "no test"},
-		{"a trap besides an invariant", "", "package: ./vote", "package: ./vote\ntrap: a hole", "one of invariant and trap"},
+		{"a trap besides an invariant", "", "package: ./vote", "package: ./vote\ntrap: a hole", "one of invariant, trap and fuzz"},
 		{"a trap in an invariant's file", "", "invariant: 5 One person, one vote", "trap: a hole", "trap-NAME.txtar"},
 		{"another invariant's name", "", "One person, one vote", "One reading", `is "One person, one vote"`},
 		{"an invariant too many", "", "5 One", "14 One", "its number"},
@@ -99,7 +99,7 @@ func TestMissing(t *testing.T) {
 			mutants = append(mutants, Mutant{Invariant: i + 1})
 		}
 	}
-	if diff := cmp.Diff([]string{"7 What was approved is what was shown"}, missing(mutants)); diff != "" {
+	if diff := cmp.Diff([]string{"invariant 7 What was approved is what was shown has no mutant"}, missing(mutants)); diff != "" {
 		t.Errorf("missing (-want +got):\n%s", diff)
 	}
 	if got := len(invariants()); got != 13 {
@@ -238,6 +238,26 @@ func TestRunNamesTheInvariantsWithoutMutant(t *testing.T) {
 	}
 }
 
+// TestRunOfSome: what is left out of a run is not missed, and a name that none has is no run.
+func TestRunOfSome(t *testing.T) {
+	root := module(t, map[string]string{"vote/fuzz_test.go": "package vote\n\nimport \"testing\"\n\n// FuzzCounts: nothing.\nfunc FuzzCounts(f *testing.F) { f.Fuzz(func(*testing.T, string) {}) }\n"})
+	for _, tt := range []struct {
+		args []string
+		want string
+		ok   bool
+	}{
+		{[]string{"-name", "^05-"}, "mutants: 1 killed, 0 survived\n", true},
+		{[]string{"-name", "other"}, "mutants: 0 killed, 0 survived\n", false},
+		{[]string{"-list"}, "./vote FuzzCounts\n", true},
+	} {
+		var out bytes.Buffer
+		err := run(t.Context(), append([]string{"-root", root, "-catalogue", "catalogue"}, tt.args...), &out, &out)
+		if (err == nil) != tt.ok || !strings.HasSuffix(out.String(), tt.want) || strings.Contains(out.String(), "MISSING") {
+			t.Errorf("%v: %v\n%s", tt.args, err, &out)
+		}
+	}
+}
+
 // The catalogue that ships is complete and well formed; whether its mutants die is `make mutants`.
 func TestTheCatalogue(t *testing.T) {
 	mutants, err := readCatalogue(os.DirFS("catalogue"))
@@ -245,7 +265,7 @@ func TestTheCatalogue(t *testing.T) {
 		t.Fatal(err)
 	}
 	if none := missing(mutants); none != nil {
-		t.Errorf("no mutant for %s", strings.Join(none, "; "))
+		t.Error(strings.Join(none, "; "))
 	}
 	names := make([]string, 0, len(mutants))
 	for _, m := range mutants {
