@@ -2,21 +2,18 @@ package approval
 
 import (
 	"errors"
-	"sync/atomic"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Machine applies commands. All it remembers between them is how the text of the
-// policy reads, which is the same for the same text: a machine with a memory and
-// one without come to the same, the one sooner. The zero Machine is ready; it
-// may be used from several goroutines.
+// Machine applies commands. All that it keeps between them is a Memory. The zero
+// Machine is ready; it may be used from several goroutines.
 type Machine struct {
 	// Speaks is the newest version of commands that the machine knows; 0 means
 	// Version. Anything else is for rehearsing an upgrade.
 	Speaks int
 
-	policies atomic.Pointer[parsedPolicy]
+	memory Memory
 }
 
 // Apply decides one command and, when it is accepted, writes all of its effects
@@ -30,6 +27,9 @@ func (m *Machine) Apply(tx Tx, index uint64, data []byte) Result {
 	}
 	return result
 }
+
+// Read returns the state in r, as read with the machine's memory.
+func (m *Machine) Read(r Reader) State { return m.memory.Read(r) }
 
 // Knows is the newest version of commands that the machine knows.
 func (m *Machine) Knows() int {
@@ -62,7 +62,7 @@ func (m *Machine) decide(d *draft, index uint64, data []byte) (result Result) {
 	if err != nil {
 		return refused(index, err)
 	}
-	t := &turn{draft: d, policies: &m.policies, speaks: m.Knows(), index: index, cmd: c}
+	t := &turn{draft: d, memory: &m.memory, speaks: m.Knows(), index: index, cmd: c}
 	result, err = t.run()
 	if err == nil && d.err != nil {
 		err = d.err
@@ -88,8 +88,8 @@ func refused(index uint64, err error) Result {
 // turn is one command on its way through the state.
 type turn struct {
 	*draft
-	policies *atomic.Pointer[parsedPolicy]
-	speaks   int // the newest version of commands that is known
+	memory *Memory
+	speaks int // the newest version of commands that is known
 
 	index uint64
 	cmd   Command
@@ -100,13 +100,15 @@ type turn struct {
 	person string      // behind the actor; "" for none
 	admin  bool
 
+	parsed *parsedScope // by scopeOf last
+
 	unchanged   bool // accepted, but there was nothing to do
 	feedChanged bool
 	object      string // what the audit leaf is about
 	details     any    // what it says; marshals to a JSON object
 }
 
-func (t *turn) state() State { return Read(t.draft) }
+func (t *turn) state() State { return t.memory.Read(t.draft) }
 
 // run checks what all commands have in common, then the command itself, and
 // finishes what it changed with its audit leaf.
@@ -155,7 +157,7 @@ func (t *turn) checkEnvelope() error {
 func (t *turn) begin() error {
 	t.now = Millis(t.cmd.Now)
 	t.object = t.cmd.Body.target()
-	m, ok, err := load[meta](t, []byte(keyMeta))
+	m, ok, err := t.state().found()
 	if err != nil {
 		return err
 	}
@@ -173,11 +175,11 @@ func (t *turn) begin() error {
 	if t.cmd.V > m.version() {
 		return notSpoken(t.cmd.V)
 	}
-	if !t.has(key(prefixNode, t.cmd.Node)) {
+	if !t.has(key(prefixNode, t.cmd.Node)) && !t.introduces() {
 		return denied("node %q is not a member of the cluster", t.cmd.Node)
 	}
 	switch t.cmd.Kind { //nolint:exhaustive // all others are somebody's
-	case KindTick, KindRaiseVersion:
+	case KindTick, KindRaiseVersion, KindBeginEpoch, KindAnchorAccess:
 		return t.clusterOnly()
 	case KindAdoptManifest, KindRemoveNode:
 		if t.cmd.Actor == "" {
@@ -185,6 +187,13 @@ func (t *turn) begin() error {
 		}
 	}
 	return t.identify()
+}
+
+// introduces reports whether a node that is not known brings a manifest, in nobody's
+// name. A snapshot that is restored may be older than the nodes that are left; what
+// makes one of them known is that a root has signed it: see adoptManifest.
+func (t *turn) introduces() bool {
+	return t.cmd.Kind == KindAdoptManifest && t.cmd.Actor == "" && t.cmd.V >= 2
 }
 
 // clusterOnly refuses persons what only the cluster does of itself.
@@ -209,7 +218,7 @@ func (t *turn) identify() error {
 	}
 	t.actor = id
 	t.person = t.state().personOf(id)
-	t.admin = t.state().IsAdmin(id)
+	t.admin = t.person != "" && t.state().isMember(t.person, AdminGroup)
 	return nil
 }
 
@@ -253,12 +262,22 @@ func (t *turn) perform() (Object, error) {
 		return t.aboutMember(b.Node)
 	case RaiseVersion:
 		return t.raiseVersion(b)
+	case BeginEpoch:
+		return t.beginEpoch(b)
 	case ProposeChange:
 		return t.proposeChange(b)
 	case DecideChange:
 		return t.decideChange(b)
 	case CancelChange:
 		return t.cancelChange(b)
+	case RegisterEmergency:
+		return t.registerEmergency(b)
+	case ImportEmergency:
+		return t.importEmergency(b)
+	case RevokeEmergency:
+		return t.revokeEmergency(b)
+	case AnchorAccess:
+		return t.anchorAccess(b)
 	}
 	return nil, invalid("unknown kind %q", t.cmd.Kind)
 }
@@ -285,6 +304,15 @@ func (t *turn) finish(result *Result) error {
 	if err := t.keepResult(*result); err != nil {
 		return err
 	}
-	t.save([]byte(keyMeta), t.m)
+	t.saveMeta()
 	return nil
+}
+
+// saveMeta writes the counters, and remembers how they read: as they are, since
+// all text in them came in commands that were decoded.
+func (t *turn) saveMeta() {
+	t.save([]byte(keyMeta), t.m)
+	if data := t.writes[keyMeta]; data != nil {
+		t.memory.meta.Store(&remembered[meta]{data: data, read: t.m})
+	}
 }

@@ -44,7 +44,7 @@ func (t *turn) bootstrap(b Bootstrap) (Object, error) {
 	}
 	t.m = meta{
 		Cluster: b.Cluster, TrustDomain: b.TrustDomain, GrantTrustDomain: b.GrantTrustDomain,
-		Epoch: 1, PolicyRevision: 1, DirectoryRevision: 1, TrustRevision: 1, Manifest: b.Manifest, Version: 1,
+		Epoch: 1, PolicyRevision: 1, DirectoryRevision: 1, TrustRevision: 1, Manifest: b.Manifest, Version: t.cmd.V,
 	}
 	d := bootstrapDetails{
 		Cluster: b.Cluster, TrustDomain: b.TrustDomain, GrantTrustDomain: b.GrantTrustDomain,
@@ -67,7 +67,7 @@ func (t *turn) bootstrap(b Bootstrap) (Object, error) {
 		return nil, err
 	}
 	t.object, t.details = b.Cluster, d
-	t.save([]byte(keyMeta), t.m)
+	t.saveMeta()
 	return t.state().Cluster()
 }
 

@@ -1,9 +1,12 @@
 package approval
 
 import (
+	"bytes"
 	"errors"
 	"testing"
 	"time"
+
+	"github.com/hallpass/hallpass/trust"
 )
 
 // TestBootstrapRefuses spoils the first command, one thing at a time.
@@ -36,6 +39,10 @@ func TestBootstrapRefuses(t *testing.T) {
 		},
 		"no roots":                func(b *Bootstrap) { b.GrantRoots = nil },
 		"one root for both":       func(b *Bootstrap) { b.GrantRoots = b.IdentityRoots },
+		"documents that are none": func(b *Bootstrap) { b.RootDocuments = [][]byte{[]byte("{}")} },
+		"documents of nobody": func(b *Bootstrap) {
+			b.RootDocuments = [][]byte{rootsDocument(RoleGrant, 1, testRoot(RoleGrant, 3), testRoot(RoleGrant, 0))}
+		},
 		"a root that is none":     func(b *Bootstrap) { b.GrantRoots = [][]byte{b.Nodes[0].GrantIssuer} },
 		"two admins":              func(b *Bootstrap) { b.Groups[0].Members = b.Groups[0].Members[:2] },
 		"no admins":               func(b *Bootstrap) { b.Groups = b.Groups[1:] },
@@ -70,4 +77,29 @@ func TestBootstrapRefuses(t *testing.T) {
 	create := w.create("status", []string{"GET /**"}, 1_000_000_000)
 	create.Subject = spiffe("alice")
 	w.refuse(ErrDenied, "alice", create) // no policy, no access
+}
+
+// TestBootstrapAfterARotation: a cluster that is made anew with roots that have a
+// past begins where that past ended.
+func TestBootstrapAfterARotation(t *testing.T) {
+	t.Parallel()
+	w := &world{tb: t, a: newMemory(), b: newMemory(), now: epochStart, node: "n1"}
+	b := firstCommand()
+	old, next := testRoot(RoleGrant, 0), testRoot(RoleGrant, 1)
+	d := trust.Document{TrustDomain: "grants.acme.test", Sequence: 2, Issued: epochStart, Retired: []string{trust.ID(old.cert)}}
+	d.Roots = append(d.Roots, next.cert)
+	b.GrantRoots = append(b.GrantRoots, next.cert.Raw)
+	b.RootDocuments = [][]byte{rootsDocument(RoleGrant, 1, old, next), signDocument(d, []pair{next})}
+	if r := w.apply("", b); r.Err == nil {
+		t.Error("issuers of the retired root are taken")
+	}
+	for i, n := range b.Nodes {
+		b.Nodes[i].GrantIssuer = issuerBy(next, RoleGrant, n.ID, n.ID+" next", time.Hour)
+	}
+	w.must(w.apply("", b))
+	roots, err := Read(w.a).Roots(RoleGrant)
+	if err != nil || roots.Sequence != 2 || len(roots.InForce) != 1 || !bytes.Equal(roots.InForce[0], next.cert.Raw) {
+		t.Errorf("%d roots in force at %d: %v", len(roots.InForce), roots.Sequence, err)
+	}
+	w.refuse(ErrStale, "ada", SetRoots{Document: b.RootDocuments[0]})
 }

@@ -43,7 +43,9 @@ func CheckInvariants(r Reader) error {
 	c.grants()
 	c.issues()
 	c.changes()
+	c.emergencies()
 	c.feed()
+	c.anchors()
 	c.kept()
 	c.audit()
 	c.keys()
@@ -62,6 +64,7 @@ type checker struct {
 	groups    map[string]Group
 	byID      map[string]string // SPIFFE ID → person
 	grantOf   map[string]Grant
+	early     map[string]EmergencyRevocation // by the 16 bytes of the grant's id
 	requestOf map[string]Request
 	issuers   map[string]Issuer
 }
@@ -130,6 +133,8 @@ func (c *checker) keys() {
 
 func (c *checker) cluster() {
 	c.need(c.m.Cluster != "" && c.m.Epoch > 0 && c.m.LastNow > 0, "counters of a cluster without a name, epoch or time")
+	restored := c.m.EpochBegan != 0
+	c.need(restored == (c.m.Epoch > 1) && restored == (c.m.Lineage != ""), "epoch %d of lineage %q began at %s", c.m.Epoch, c.m.Lineage, c.m.EpochBegan)
 	c.need(c.m.TrustDomain != c.m.GrantTrustDomain, "identities and grants share a trust domain")
 	nodes := objects[Node](c, prefixNode)
 	inOrder(nodes, func(name string, n Node) { c.need(n.ID == name, "node %q calls itself %q", name, n.ID) })
@@ -139,8 +144,12 @@ func (c *checker) cluster() {
 	inOrder(c.issuers, func(id string, i Issuer) {
 		c.need(i.ID == id && sha256Hex(i.DER) == id, "issuer %s is not the hash of its certificate", id)
 		_, known := nodes[i.Node]
+		signs := i.Role
+		if i.Role == RoleEmergency {
+			known, signs = i.Node == "", RoleGrant
+		}
 		c.need(known || i.Denied != 0 || i.Retired != 0, "issuer %s is of no node", id)
-		c.need(i.Denied != 0 || inForce[string(i.Role)+i.Root], "issuer %s is in use and its root is not in force", id)
+		c.need(i.Denied != 0 || inForce[string(signs)+i.Root], "issuer %s is in use and its root is not in force", id)
 		roles[i.Node+" "+string(i.Role)] = true
 	})
 	inOrder(nodes, func(name string, _ Node) {

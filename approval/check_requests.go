@@ -67,6 +67,7 @@ func (c *checker) request(u uid, r Request, granted bool) {
 	} else if !granted {
 		c.mark(dueAt(prefixEnded, r.Ended, endedRecord, at))
 	}
+	c.need(r.State != RequestPending || u.made() >= c.m.EpochBegan, "request %s is pending and older than the epoch", r.ID)
 	c.need((r.State == RequestPending) == (r.Ended == 0), "request %s is %s and ended at %q", r.ID, r.State, r.Ended)
 	c.need(granted == (r.State == RequestApproved), "request %s is %s, grant: %v", r.ID, r.State, granted)
 	c.revisions(r)
@@ -86,7 +87,7 @@ func (c *checker) revisions(r Request) {
 	for i, v := range r.Revisions {
 		hash, err := contentHash(r, v)
 		c.need(err == nil && hash == v.Hash, "request %s: revision %d has hash %s, not %s", r.ID, i, v.Hash, hash)
-		c.need(v.Auto || len(seats(v.Requirements)) > 0, "request %s: revision %d needs nobody", r.ID, i)
+		c.need(v.Auto || r.Emergency != nil || len(seats(v.Requirements)) > 0, "request %s: revision %d needs nobody", r.ID, i)
 		c.need(r.CertificateTTL <= v.CertificateTTL && r.MaxDurationMS <= v.MaxDurationMS && v.DurationMS <= v.MaxDurationMS,
 			"request %s: lifetimes beyond what policy said to revision %d", r.ID, i)
 		if i == 0 {
@@ -123,6 +124,7 @@ func (c *checker) grants() {
 		} else {
 			c.mark(dueAt(prefixEnded, g.Ended, endedRecord, at))
 		}
+		c.need(g.State != GrantActive || u.made() >= c.m.EpochBegan, "grant %s is live and older than the epoch", id)
 		c.need((g.State == GrantActive) == (g.Ended == 0), "grant %s is %s and ended at %q", g.ID, g.State, g.Ended)
 		r := c.requestOf[id]
 		c.need(g.NotBefore >= g.Created && g.NotBefore >= r.Start && g.Expiry > g.NotBefore &&
@@ -155,7 +157,7 @@ func (c *checker) votes(g Grant, r Request) {
 	for _, q := range g.Requirements {
 		need[q.Group] += q.Approvals
 	}
-	c.need(g.Auto || len(g.Votes) > 0, "grant %s: nobody approved it", g.ID)
+	c.need(g.Auto || g.Emergency != nil || len(g.Votes) > 0, "grant %s: nobody approved it", g.ID)
 	for group, n := range need {
 		c.need(have[group] == n, "grant %s: %d approvals of %s, %d needed", g.ID, have[group], group, n)
 	}

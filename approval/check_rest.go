@@ -1,6 +1,7 @@
 package approval
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -24,8 +25,11 @@ func (c *checker) issues() {
 		tbs[i.TBSHash] = serial
 		issuer, ok := c.issuers[i.Issuer]
 		c.need(ok && issuer.Role == i.Role && i.NotAfter <= issuer.NotAfter, "certificate %s: not of its issuer", serial)
-		c.need(issuer.Denied == 0 || i.Index < issuer.Index, "certificate %s: recorded after its issuer was denied", serial)
-		c.need(i.NotBefore <= i.At && i.At < i.NotAfter, "certificate %s: from %s to %s, recorded at %s", serial, i.NotBefore, i.NotAfter, i.At)
+		// What an emergency issuer signed is recorded afterwards, whatever has become
+		// of it since.
+		late := i.Role == RoleEmergency
+		c.need(late || issuer.Denied == 0 || i.Index < issuer.Index, "certificate %s: recorded after its issuer was denied", serial)
+		c.need(i.NotBefore <= i.At && (late || i.At < i.NotAfter), "certificate %s: from %s to %s, recorded at %s", serial, i.NotBefore, i.NotAfter, i.At)
 		if i.Role == RoleIdentity {
 			c.need(c.byID[i.SPIFFEID] == "", "certificate %s: an admin had it issued for a person, %s", serial, i.SPIFFEID)
 			return
@@ -39,7 +43,8 @@ func (c *checker) issues() {
 		c.mark(key(string(keyUID(prefixGrantIssue, u)), serial))
 		c.need(i.NotAfter <= g.Expiry && i.SPIFFEID == g.SPIFFEID, "certificate %s: outlives its grant, or is not its", serial)
 		c.need(i.Index <= g.Index, "certificate %s: its grant does not know of it", serial)
-		c.need(g.State == GrantActive || i.Index < g.Index, "certificate %s: recorded after grant %s was %s", serial, g.ID, g.State)
+		c.need(late == (g.Emergency != nil), "certificate %s: of issuer role %s, for grant %s", serial, i.Role, g.ID)
+		c.need(late || g.State == GrantActive || i.Index < g.Index, "certificate %s: recorded after grant %s was %s", serial, g.ID, g.State)
 		c.need(i.NotAfter <= i.At.Add(g.TTL()), "certificate %s: lives longer than policy allows", serial)
 		of[g.ID] = tally{of[g.ID].n + 1, max(of[g.ID].last, i.NotAfter)}
 	})
@@ -84,10 +89,20 @@ func (c *checker) changes() {
 func (c *checker) feed() {
 	grants := objects[FeedEntry](c, prefixFeedGrant)
 	inOrder(grants, func(at string, e FeedEntry) {
+		c.mark(dueAt(prefixDue, e.Until, dueFeedGrant, at))
+		if early, ok := c.early[at]; ok {
+			c.need(early.Grant == e.ID && early.Until == e.Until, "feed: grant %s until %s, revoked early until %s", e.ID, e.Until, early.Until)
+			return
+		}
 		g := c.grantOf[e.ID]
 		c.need((g.State == GrantRevoked || g.State == GrantReturned) && e.Until == g.LatestNotAfter.Add(FeedSkew),
 			"feed: grant %s until %s, it is %s", e.ID, e.Until, g.State)
-		c.mark(dueAt(prefixDue, e.Until, dueFeedGrant, at))
+	})
+	inOrder(c.early, func(at string, r EmergencyRevocation) {
+		u, ok := parseUID(r.Grant)
+		_, listed := grants[at]
+		_, known := c.requestOf[r.Grant]
+		c.need(ok && string(u[:]) == at && listed && !known, "grant %s was revoked early: listed %v, known %v", r.Grant, listed, known)
 	})
 	inOrder(c.grantOf, func(id string, g Grant) {
 		u, _ := parseUID(id)
@@ -105,6 +120,31 @@ func (c *checker) feed() {
 	inOrder(c.issuers, func(id string, i Issuer) {
 		_, listed := issuers[id]
 		c.need(listed || i.Denied == 0 || i.NotAfter.Add(FeedSkew) <= c.m.LastNow, "feed: issuer %s is denied and not listed", id)
+	})
+}
+
+// emergencies checks that what was imported of emergency issuers is all there, in
+// its places, and that nobody else's grant says that it is one of theirs.
+func (c *checker) emergencies() {
+	c.early = objects[EmergencyRevocation](c, prefixEarlyRevoked)
+	journals := objects[EmergencyJournal](c, prefixJournal)
+	inOrder(journals, func(id string, j EmergencyJournal) {
+		c.need(j.Issuer == id && c.issuers[id].Role == RoleEmergency, "journal of %s: of issuer %q, role %q", id, j.Issuer, c.issuers[id].Role)
+		c.need(j.Count > 0 || j.Forked > 0, "journal of %s is empty", id)
+		for n := range j.Count {
+			c.want[string(journalPlace(id, n+1))] = nil
+		}
+		head := id
+		if j.Count > 0 {
+			head = hex.EncodeToString(c.r.Get(journalPlace(id, j.Count)))
+		}
+		c.need(head == j.Head, "journal of %s ends with %s, not %s", id, head, j.Head)
+	})
+	inOrder(c.requestOf, func(id string, r Request) {
+		if e := r.Emergency; e != nil {
+			c.need(e.Place > 0 && e.Place <= journals[e.Issuer].Count && len(e.Custodians) > 1 && len(r.Decisions) == 0,
+				"request %s: record %d of issuer %s, %d custodians", id, e.Place, e.Issuer, len(e.Custodians))
+		}
 	})
 }
 

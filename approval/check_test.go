@@ -95,7 +95,7 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 	record("grant: certificates end earlier", revoked, func(s *storedRequest) { s.Grant.LatestNotAfter-- })
 	record("grant: alive again", revoked, func(s *storedRequest) { s.Grant.State = 1 })
 	record("grant: of no state", revoked, func(s *storedRequest) { s.Grant.State = 9 })
-	record("grant: revoked before its certificate", revoked, func(s *storedRequest) { s.Grant.Index = 1 })
+	record("grant: revoked before its certificate", revoked, func(s *storedRequest) { s.Grant.Index = 1 - int64(s.Index) })
 	record("grant: none", active, func(s *storedRequest) { s.Grant = nil })
 	record("request: another reason", active, func(s *storedRequest) { s.Reason = "another" })
 	record("request: decided by requester", active, func(s *storedRequest) { s.Decisions[0].Person = s.RequesterPerson })

@@ -3,7 +3,7 @@ package approval
 // Version is the newest version of commands that this code knows. A command of a
 // version is accepted once the cluster has agreed on it, which every member must
 // know before: see RaiseVersion. What a version means never changes afterwards.
-const Version = 1
+const Version = 3
 
 // Next is the version after Version: there is none yet, and Machine.Speaks takes
 // it so that agreeing on it can be rehearsed.
@@ -36,15 +36,35 @@ const (
 	KindRemoveNode    Kind = "node.remove"
 	KindHandOver      Kind = "leader.transfer"
 	KindRaiseVersion  Kind = "version.raise"
+	KindBeginEpoch    Kind = "epoch.begin" // since version 2
 	KindProposeChange Kind = "change.propose"
 	KindDecideChange  Kind = "change.decide"
 	KindCancelChange  Kind = "change.cancel"
+
+	// Since version 2.
+	KindRegisterEmergency Kind = "emergency.register"
+	KindImportEmergency   Kind = "emergency.import"
+	KindRevokeEmergency   Kind = "emergency.revoke"
+
+	// Since version 3.
+	KindAnchorAccess Kind = "access.anchor"
 )
+
+// since is the version of commands that brought a kind.
+func (k Kind) since() int {
+	switch k { //nolint:exhaustive // all others were there from the first on
+	case KindBeginEpoch, KindRegisterEmergency, KindImportEmergency, KindRevokeEmergency:
+		return 2
+	case KindAnchorAccess:
+		return 3
+	}
+	return 1
+}
 
 // Command is one entry of the replicated log. Time, ids and whatever else a
 // node may not make up while applying arrive in it.
 type Command struct {
-	V     int    // Version; Encode fills in 0
+	V     int    // what the cluster has agreed on; Encode makes Version of 0
 	ID    string // UUIDv7, made by the proposing node
 	Kind  Kind   // Encode fills in "" from the body
 	Now   int64  // the proposing node's clock, unix ms
@@ -84,6 +104,7 @@ type Bootstrap struct {
 	IdentityRoots    [][]byte        `cbor:"8,keyasint"`  // DER
 	GrantRoots       [][]byte        `cbor:"9,keyasint"`  // DER
 	Manifest         uint64          `cbor:"10,keyasint"` // sequence number of the manifest that all this is from
+	RootDocuments    [][]byte        `cbor:"11,keyasint"` // of both trust domains, in force already
 }
 
 // BootstrapNode is one first member of the cluster. The issuers are DER.
@@ -110,6 +131,14 @@ type CreateRequest struct {
 	CSRKey            string   `cbor:"8,keyasint"` // hex SHA-256 of the SPKI, or ""
 	PolicyRevision    uint64   `cbor:"9,keyasint"`
 	DirectoryRevision uint64   `cbor:"10,keyasint"`
+	Answers           []Answer `cbor:"11,keyasint,omitempty"` // since version 3
+}
+
+// Answer is what a condition of the policy came to, on the node that proposes. A
+// command has one for each that matters to it, in the policy's order.
+type Answer struct {
+	Rule  string `cbor:"1,keyasint"`
+	Holds bool   `cbor:"2,keyasint"`
 }
 
 // DecideRequest is one person's approve or deny. Narrowed permissions (nil: as
@@ -123,6 +152,8 @@ type DecideRequest struct {
 	Duration          int64    `cbor:"6,keyasint"` // ms
 	PolicyRevision    uint64   `cbor:"7,keyasint"`
 	DirectoryRevision uint64   `cbor:"8,keyasint"`
+	Answers           []Answer `cbor:"9,keyasint,omitempty"`  // about the request as it is; since version 3
+	Narrowed          []Answer `cbor:"10,keyasint,omitempty"` // about it as narrowed; since version 3
 }
 
 // CancelRequest withdraws a pending request.
@@ -240,6 +271,15 @@ type RaiseVersion struct {
 	Version int `cbor:"1,keyasint"`
 }
 
+// BeginEpoch ends what an earlier history of the cluster granted: it is the first
+// command after a restore from a snapshot, or after a lost quorum was given up. The
+// actor is the cluster.
+type BeginEpoch struct {
+	Began   int64  `cbor:"1,keyasint"` // unix ms, later than any id that the history before may have made
+	Lineage string `cbor:"2,keyasint"` // of the replicated log that begins; hex, 16 to 64 digits
+	Reason  string `cbor:"3,keyasint"`
+}
+
 // ProposeChange asks for a change of policy, groups, persons or blocks.
 // BaseRevision is the policy revision for policy.set, otherwise the directory
 // revision; subject.unblock goes by the block itself and ignores it.
@@ -262,6 +302,63 @@ type CancelChange struct {
 	Change string `cbor:"1,keyasint"`
 }
 
+// RegisterEmergency makes an emergency issuer known. The actor is an admin; what
+// makes it good is the signature of a grants root in force.
+type RegisterEmergency struct {
+	Issuer []byte `cbor:"1,keyasint"` // DER
+}
+
+// ImportEmergency brings a record of an emergency issuer's journal, each after the
+// one before. The actor is an admin; what makes it good is the issuer's signature.
+type ImportEmergency struct {
+	Record []byte `cbor:"1,keyasint"` // one line, see emergency.ParseRecord
+}
+
+// RevokeEmergency ends an emergency grant whose record was not imported yet.
+type RevokeEmergency struct {
+	Grant  string `cbor:"1,keyasint"`
+	Reason string `cbor:"2,keyasint"`
+}
+
+// AnchorAccess writes down the heads of proxies' access logs, and what the proxies
+// let through. The actor is the cluster: a node puts together what proxies told it
+// in a second, each with the identity that it proved.
+type AnchorAccess struct {
+	Heads    []AnchoredHead  `cbor:"1,keyasint"`
+	Settings []ProxySettings `cbor:"2,keyasint"`
+}
+
+// AnchoredHead is the head of one access log.
+type AnchoredHead struct {
+	By   string `json:"by" cbor:"1,keyasint"`  // SPIFFE ID of the service whose proxy writes it
+	Log  string `json:"log" cbor:"2,keyasint"` // its name: 32 hex digits
+	Size int64  `json:"size" cbor:"3,keyasint"`
+	Root string `json:"root" cbor:"4,keyasint"` // hex SHA-256, RFC 6962
+	Sent Millis `json:"sent" cbor:"5,keyasint"` // by the proxy's clock, later each time
+}
+
+// ProxySettings is what a proxy lets through besides grants.
+type ProxySettings struct {
+	By     string   `json:"by" cbor:"1,keyasint"`
+	Log    string   `json:"log" cbor:"2,keyasint"` // that it wrote when they came into force: which proxy
+	SHA256 string   `json:"sha256" cbor:"3,keyasint"`
+	Mode   string   `json:"mode" cbor:"4,keyasint"` // enforce or observe
+	Until  Millis   `json:"until,omitempty" cbor:"5,keyasint"`
+	Open   []string `json:"open" cbor:"6,keyasint"` // observed permissions and standing rules, one a line
+	Sent   Millis   `json:"sent" cbor:"7,keyasint"`
+}
+
+func (RegisterEmergency) kind() Kind { return KindRegisterEmergency }
+func (ImportEmergency) kind() Kind   { return KindImportEmergency }
+func (RevokeEmergency) kind() Kind   { return KindRevokeEmergency }
+
+func (RegisterEmergency) target() string { return "" }
+func (ImportEmergency) target() string   { return "" }
+func (b RevokeEmergency) target() string { return b.Grant }
+
+func (AnchorAccess) kind() Kind     { return KindAnchorAccess }
+func (AnchorAccess) target() string { return "" }
+
 func (Bootstrap) kind() Kind     { return KindBootstrap }
 func (CreateRequest) kind() Kind { return KindCreateRequest }
 func (DecideRequest) kind() Kind { return KindDecideRequest }
@@ -281,6 +378,7 @@ func (PromoteNode) kind() Kind   { return KindPromoteNode }
 func (RemoveNode) kind() Kind    { return KindRemoveNode }
 func (HandOver) kind() Kind      { return KindHandOver }
 func (RaiseVersion) kind() Kind  { return KindRaiseVersion }
+func (BeginEpoch) kind() Kind    { return KindBeginEpoch }
 func (ProposeChange) kind() Kind { return KindProposeChange }
 func (DecideChange) kind() Kind  { return KindDecideChange }
 func (CancelChange) kind() Kind  { return KindCancelChange }
@@ -304,6 +402,7 @@ func (b PromoteNode) target() string   { return b.Node }
 func (b RemoveNode) target() string    { return b.Node }
 func (b HandOver) target() string      { return b.Node }
 func (RaiseVersion) target() string    { return "" }
+func (BeginEpoch) target() string      { return "" }
 func (ProposeChange) target() string   { return "" }
 func (b DecideChange) target() string  { return b.Change }
 func (b CancelChange) target() string  { return b.Change }

@@ -17,7 +17,7 @@ func (t *turn) decideRequest(b DecideRequest) (Object, error) {
 		return nil, stale("the request has changed since: its hash is %s now, not %s", shortHash(r.Hash()), shortHash(b.Hash)).
 			then("look at the request again, then decide with its new hash")
 	}
-	d := requestDetails{Person: t.person, Decision: b.Verdict, Comment: b.Comment, Hash: b.Hash}
+	d := requestDetails{Answers: answerTexts(slices.Concat(b.Answers, b.Narrowed)), Person: t.person, Decision: b.Verdict, Comment: b.Comment, Hash: b.Hash}
 	if b.Verdict == Deny {
 		err = t.denyRequest(&r, b)
 	} else {
@@ -59,6 +59,9 @@ func (t *turn) denyRequest(r *Request, b DecideRequest) error {
 	if len(b.Permissions) > 0 || b.Duration != 0 {
 		return invalid("a deny narrows nothing")
 	}
+	if len(b.Answers)+len(b.Narrowed) > 0 {
+		return invalid("a deny asks no condition")
+	}
 	t.record(r, b)
 	t.endRequest(r, RequestDenied)
 	return nil
@@ -73,7 +76,7 @@ func (t *turn) approveRequest(r *Request, b DecideRequest, d *requestDetails) (*
 	if err := t.checkBlocked(r.Subject); err != nil {
 		return nil, err
 	}
-	if err := t.checkPinned(*r); err != nil {
+	if err := t.checkPinned(*r, b.Answers); err != nil {
 		return nil, err
 	}
 	for _, earlier := range r.Decisions {
@@ -89,7 +92,7 @@ func (t *turn) approveRequest(r *Request, b DecideRequest, d *requestDetails) (*
 	}
 	v := r.Current()
 	if d.Hash != v.Hash {
-		d.Hash, d.Permissions, d.DurationMS, d.Requirements = v.Hash, v.Permissions, v.DurationMS, v.Requirements
+		d.Hash, d.Permissions, d.DurationMS, d.Requirements = v.Hash, v.Permissions, v.DurationMS, requirementDetails(v.Requirements)
 	}
 	t.record(r, b)
 	votes, satisfied := t.state().count(*r)
@@ -121,6 +124,9 @@ func (t *turn) narrow(r *Request, b DecideRequest) error {
 		v.DurationMS = b.Duration
 	}
 	if slices.Equal(v.Permissions, was.Permissions) && v.DurationMS == was.DurationMS {
+		if len(b.Narrowed) > 0 {
+			return invalid("answers about a request narrowed to what it is")
+		}
 		return nil
 	}
 	if err := t.checkScope(*r, v.Permissions); err != nil {
@@ -133,7 +139,7 @@ func (t *turn) narrow(r *Request, b DecideRequest) error {
 		// Whoever approved before would have approved something else.
 		return denied("an approver may narrow a request, not widen it").then("deny it, and have the requester ask for more")
 	}
-	out, err := t.outcome(*r, v)
+	out, err := t.outcome(*r, v, b.Narrowed)
 	if err != nil {
 		return err
 	}

@@ -156,7 +156,7 @@ func (t *turn) deleteGroup(name string) error {
 	if err != nil {
 		return err
 	}
-	p, err := t.policy()
+	p, err := t.state().Rules()
 	if err != nil {
 		return err
 	}
@@ -186,34 +186,15 @@ func (t *turn) checkPolicy(yaml string) error {
 	if err != nil {
 		return invalid("%v", err)
 	}
+	if p.Version() > 1 && t.m.version() < 3 {
+		// A member that does not know this form would deny everything by it.
+		return invalid("the cluster does not read version %d of policies", p.Version()).
+			then("upgrade all nodes first, or write version: 1")
+	}
 	for _, name := range p.Groups() {
 		if !t.has(key(prefixGroup, name)) {
 			return invalid("the policy names group %q, which does not exist", name).then("propose the group first")
 		}
 	}
 	return nil
-}
-
-// parsedPolicy is a policy and the text that it was read from.
-type parsedPolicy struct {
-	yaml   string
-	policy *policy.Policy
-}
-
-// policy returns the policy in force. One that cannot be read is none, and none
-// denies everything.
-func (t *turn) policy() (*policy.Policy, error) {
-	doc, err := t.state().Policy()
-	if err != nil {
-		return nil, err
-	}
-	if known := t.policies.Load(); known != nil && known.yaml == doc.YAML {
-		return known.policy, nil
-	}
-	p, err := policy.Parse([]byte(doc.YAML))
-	if err != nil {
-		p = &policy.Policy{}
-	}
-	t.policies.Store(&parsedPolicy{yaml: doc.YAML, policy: p})
-	return p, nil
 }

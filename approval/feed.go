@@ -15,5 +15,8 @@ func (t *turn) leaveFeed(item dueItem) string {
 		return item.id
 	}
 	t.Delete(key(prefixFeedGrant, item.id))
+	if early := key(prefixEarlyRevoked, item.id); t.has(early) {
+		t.Delete(early)
+	}
 	return item.uid().String()
 }

@@ -1,6 +1,7 @@
 package approval
 
 import (
+	"bytes"
 	"testing"
 	"time"
 
@@ -25,9 +26,9 @@ func busyWorld(tb failer) *world {
 	return w
 }
 
-// FuzzApply applies any bytes to a busy cluster. world.applyBytes checks that
-// both replicas agree, a refusal writes nothing, a change has one leaf, and all
-// invariants hold. Seeds are a command of each kind, and those of a real log.
+// FuzzApply applies any bytes to a busy cluster. What is a command at all has no
+// other spelling, and world.applyBytes checks that both replicas agree, a refusal
+// writes nothing, a change has one leaf, and all invariants hold. Seeds are a command of each kind, and those of a real log.
 func FuzzApply(f *testing.F) {
 	w := busyWorld(f)
 	for _, c := range oneOfEach() {
@@ -48,12 +49,16 @@ func FuzzApply(f *testing.F) {
 		f.Add(data)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if _, err := DecodeCommand(data); err != nil {
+		c, err := DecodeCommand(data)
+		if err != nil {
 			before := w.a.writes
 			if r := Apply(w.a, w.index+1, data); r.Err == nil || r.Err.Code != CodeInvalid || w.a.writes != before {
 				t.Fatalf("undecodable, and %+v", r)
 			}
 			return
+		}
+		if again, err := c.Encode(); err != nil || !bytes.Equal(again, data) {
+			t.Fatalf("%x is a command, which is written %x, %v", data, again, err)
 		}
 		on := &world{tb: t, a: w.a.clone(), b: w.b.clone(), index: w.index, now: w.now, node: "n1"}
 		on.applyBytes(data)

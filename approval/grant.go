@@ -9,13 +9,13 @@ import (
 
 // grantDetails is the audit leaf of a grant that was made or ended.
 type grantDetails struct {
-	SPIFFEID  string     `json:"spiffe_id,omitempty"`
-	NotBefore Millis     `json:"not_before,omitempty"`
 	Expiry    Millis     `json:"expiry,omitempty"`
-	Votes     []Vote     `json:"votes,omitempty"`
-	State     GrantState `json:"state"`
-	Reason    string     `json:"reason,omitempty"`
 	Until     Millis     `json:"feed_until,omitempty"` // 0: no certificate to call back
+	NotBefore Millis     `json:"not_before,omitempty"`
+	Reason    string     `json:"reason,omitempty"`
+	SPIFFEID  string     `json:"spiffe_id,omitempty"`
+	State     GrantState `json:"state"`
+	Votes     []Vote     `json:"votes,omitempty"`
 }
 
 // approve turns a request into a grant. The votes are those that were counted.
@@ -72,19 +72,22 @@ func (t *turn) endGrant(g *Grant, state GrantState, reason string) grantDetails 
 	return d
 }
 
-// liveGrant returns a grant that has not ended.
-func (t *turn) liveGrant(id string) (Grant, error) {
-	g, err := t.state().Grant(id)
+// liveGrant returns a grant that has not ended, and the record that it is in.
+func (t *turn) liveGrant(id string) (g Grant, record storedRequest, err error) {
+	g, err = named(func(u uid) (g Grant, ok bool, err error) {
+		record, g, ok, err = t.state().grantRecord(u)
+		return g, ok, err
+	}, "grant", id)
 	if err != nil {
-		return Grant{}, err
+		return g, record, err
 	}
 	switch state := g.StateAt(t.now); state {
 	case GrantActive:
-		return g, nil
+		return g, record, nil
 	case GrantExpired:
-		return Grant{}, expired("grant %s ended at %s", id, g.Expiry).then("ask again")
+		return g, record, expired("grant %s ended at %s", id, g.Expiry).then("ask again")
 	default:
-		return Grant{}, conflict("grant %s is %s", id, state).then("ask again")
+		return g, record, conflict("grant %s is %s", id, state).then("ask again")
 	}
 }
 

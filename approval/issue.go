@@ -2,16 +2,17 @@ package approval
 
 import "time"
 
-// issueDetails is the audit leaf of a certificate: all of its record.
+// issueDetails is the audit leaf of a certificate: all of its record, in the
+// order in which the audit log writes it.
 type issueDetails struct {
+	CSRBy     string `json:"csr_by,omitempty"`
+	Issuer    string `json:"issuer"`
+	Key       string `json:"key"`
+	NotAfter  Millis `json:"not_after"`
+	NotBefore Millis `json:"not_before"`
 	Serial    string `json:"serial"`
 	SPIFFEID  string `json:"spiffe_id"`
 	TBSHash   string `json:"tbs_hash"`
-	Issuer    string `json:"issuer"`
-	NotBefore Millis `json:"not_before"`
-	NotAfter  Millis `json:"not_after"`
-	Key       string `json:"key"`
-	CSRBy     string `json:"csr_by,omitempty"`
 }
 
 // issueGrant records a grant certificate, after which it may be signed.
@@ -22,7 +23,7 @@ func (t *turn) issueGrant(b IssueGrant) (Object, error) {
 		Serial: b.Serial, Role: RoleGrant, Grant: b.Grant, TBSHash: b.TBSHash, Issuer: b.Issuer,
 		NotBefore: Millis(b.NotBefore), NotAfter: Millis(b.NotAfter), Key: b.Key, CSRBy: b.CSRBy,
 	}
-	g, err := t.liveGrant(b.Grant)
+	g, record, err := t.liveGrant(b.Grant)
 	if err != nil {
 		return nil, err
 	}
@@ -31,6 +32,11 @@ func (t *turn) issueGrant(b IssueGrant) (Object, error) {
 	}
 	if err := t.checkBlocked(g.Subject); err != nil {
 		return nil, err
+	}
+	if g.Emergency != nil {
+		// A node's certificate has no mark: it would open what admits no emergency.
+		return nil, denied("grant %s is an emergency grant, and no node makes certificates of those", g.ID).
+			then("ask for access as usual: the cluster is back")
 	}
 	if t.now < g.NotBefore {
 		return nil, conflict("grant %s starts at %s", g.ID, g.NotBefore).then("ask for the certificate then")
@@ -56,9 +62,12 @@ func (t *turn) issueGrant(b IssueGrant) (Object, error) {
 	}
 	i.SPIFFEID = g.SPIFFEID
 	g.Issued++
-	g.LatestNotAfter = max(g.LatestNotAfter, i.NotAfter)
-	t.saveGrant(&g)
+	g.LatestNotAfter, g.Index = max(g.LatestNotAfter, i.NotAfter), t.index
+	if err := record.issued(g); err != nil {
+		return nil, err
+	}
 	u, _ := parseUID(g.ID)
+	t.save(recordKey(u), record)
 	t.mark(key(string(keyUID(prefixGrantIssue, u)), i.Serial))
 	return t.writeIssue(i), nil
 }

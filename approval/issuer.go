@@ -5,6 +5,8 @@ import (
 	"crypto/x509"
 	"fmt"
 	"slices"
+
+	"github.com/hallpass/hallpass/emergency"
 )
 
 // issuerDetails is the audit leaf of a denied issuer.
@@ -49,6 +51,11 @@ func (t *turn) checkIssuer(node string, role Role, der []byte) (Issuer, error) {
 		// One node's issuer under another's name would stay in use when that
 		// node is thrown out.
 		return Issuer{}, invalid("the %s issuer is that of %q, not of node %q", role, c.Subject.CommonName, node)
+	}
+	if t.m.version() >= 2 && emergency.Marked(c) {
+		// Custodians made what it signs, and no quorum: a node that had one could
+		// say of anything that it was an emergency.
+		return Issuer{}, invalid("node %q: the %s issuer is an emergency issuer", node, role)
 	}
 	root, err := t.signer(c, role)
 	if err != nil {
@@ -140,7 +147,7 @@ func (t *turn) checkSuccessor(issuer Issuer) error {
 			continue
 		}
 		switch {
-		case old.Denied != 0:
+		case old.Denied != 0 && !old.Orphan:
 			return denied("this issuer has the key of issuer %s, which was denied: %s", shortHash(old.ID), old.Reason).
 				then("make the node new keys, and have them signed")
 		case old.Node != issuer.Node || old.Role != issuer.Role:
@@ -191,7 +198,7 @@ func (t *turn) denyIssuer(b DenyIssuer) (Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	if issuer.Denied != 0 {
+	if issuer.Denied != 0 && !issuer.Orphan {
 		t.unchanged = true
 		return issuer, nil
 	}
@@ -220,7 +227,7 @@ func (t *turn) denyKeyOf(issuer Issuer, reason string) ([]string, error) {
 // the issuer itself ends, and not only until the last certificate that was
 // recorded: whoever has its key signs without recording.
 func (t *turn) deny(issuer *Issuer, reason string) (until Millis) {
-	issuer.Denied, issuer.DeniedBy, issuer.Reason, issuer.Index = t.now, t.cmd.Actor, reason, t.index
+	issuer.Denied, issuer.DeniedBy, issuer.Reason, issuer.Index, issuer.Orphan = t.now, t.cmd.Actor, reason, t.index, false
 	t.save(key(prefixIssuer, issuer.ID), *issuer)
 	t.m.TrustRevision++
 	if end := issuer.NotAfter.Add(FeedSkew); end > t.now {
@@ -233,14 +240,24 @@ func (t *turn) deny(issuer *Issuer, reason string) (until Millis) {
 // denyWhere takes the issuers that match out of use and returns their ids, as
 // when a node is lost: its keys are in hands that nobody knows.
 func (t *turn) denyWhere(reason string, match func(Issuer) bool) ([]string, error) {
+	return t.denyAll(reason, false, match)
+}
+
+// denyAll is denyWhere; orphan says that it is for their root's going alone.
+func (t *turn) denyAll(reason string, orphan bool, match func(Issuer) bool) ([]string, error) {
 	all, err := every[Issuer](t, prefixIssuer)
 	if err != nil {
 		return nil, err
 	}
 	ids := []string{}
 	for _, i := range all {
-		if i.Denied == 0 && match(i) {
+		// One whose root has gone is denied already, but not for what it is denied for
+		// now: its key would come back under a new root.
+		if (i.Denied == 0 || i.Orphan && !orphan) && match(i) {
 			t.deny(&i, reason)
+			if i.Orphan = orphan; orphan {
+				t.save(key(prefixIssuer, i.ID), i)
+			}
 			ids = append(ids, i.ID)
 		}
 	}

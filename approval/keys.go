@@ -35,6 +35,13 @@ import (
 //	x/SERIAL                 certificates recorded         (Issue)
 //	xg/<id> SERIAL           …of a grant
 //	fg/<id> fi/ISSUER        the revocation feed           (FeedEntry)
+//	j/ISSUER                 what was imported of emergency issuers (EmergencyJournal)
+//	jn/ISSUER 0 <n>          hashes of their records, n in 8 big-endian bytes
+//	jr/<id>                  emergency grants revoked before they were imported (EmergencyRevocation)
+//	al/LOG                   access logs that proxies anchored (AccessLog)
+//	aw/SERVICE-ID 0 LOG      …by service
+//	ab/SERVICE-ID 0 LOG      what is wrong with them       (LogAlarm)
+//	ad/<ms> KIND ID          when each was anchored or raised last
 //	rp/REQUESTER 0 <id>      pending requests, by requester → when they expire
 //	cp/AUTHOR 0 <id>         pending changes, by author → when they expire
 //	k/HASH                   results kept for idempotency  (kept)
@@ -82,6 +89,13 @@ const (
 	prefixChangeAll    = "ca/"
 	prefixChangeState  = "cs/"
 	prefixChangeAuthor = "cq/"
+	prefixJournal      = "j/"
+	prefixJournalPlace = "jn/"
+	prefixEarlyRevoked = "jr/"
+	prefixAccessLog    = "al/"
+	prefixLogOf        = "aw/"
+	prefixLogAlarm     = "ab/"
+	prefixAnchorEnds   = "ad/"
 )
 
 // What is due, in the order in which it is done at one moment.
@@ -99,6 +113,8 @@ const (
 	endedRecord = 'r' // a request, with its grant if it came to one
 	endedChange = 'c'
 	endedIssue  = 'x'
+	endedLog    = 'l'
+	endedAlarm  = 'b'
 )
 
 // uid is a UUIDv7 as it stands in keys.
@@ -139,6 +155,11 @@ func (u uid) String() string {
 	b[23] = '-'
 	hex.Encode(b[24:], u[10:])
 	return string(b[:])
+}
+
+// made is the time in u, in milliseconds: its first 48 bits.
+func (u uid) made() Millis {
+	return Millis(binary.BigEndian.Uint64(u[:8]) >> 16)
 }
 
 // turned returns u with all bits turned, which sorts the other way round.

@@ -36,6 +36,8 @@ const (
 	// not ended.
 	MaxIssuersOfNode = 16
 
+	maxEarlyRevoked = 1000 // emergency grants revoked before they were imported
+
 	maxDetail  = 4000 // bytes of Error.Detail
 	maxLines   = 40   // of a reason or comment
 	maxTrace   = 128

@@ -70,6 +70,111 @@ func TestLists(t *testing.T) {
 	}
 }
 
+// TestListsAmongNames: a list among the names of somebody has every request and grant in which one of them stands, whatever
+// else it has, and of a stranger's it has none.
+func TestListsAmongNames(t *testing.T) {
+	w := busyWorld(t)
+	s := Read(w.a)
+	all, _, err := s.Requests(Filter{})
+	if err != nil || len(all) == 0 {
+		t.Fatal(len(all), err)
+	}
+	named := func(r Request) (names []string) {
+		names = append(names, r.Requester, r.RequesterPerson, r.Subject)
+		for _, v := range r.Revisions {
+			for _, q := range v.Requirements {
+				names = append(names, q.Group)
+			}
+		}
+		return slices.DeleteFunc(names, func(n string) bool { return n == "" })
+	}
+	names := make(map[string]int)
+	for _, r := range all {
+		for _, name := range slices.Compact(slices.Sorted(slices.Values(named(r)))) {
+			names[name]++
+		}
+	}
+	for name, most := range names {
+		for _, f := range []Filter{{}, {Subject: all[0].Subject}, {Service: "payments"}, {State: "pending"}} {
+			want, _, err := s.Requests(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want = slices.DeleteFunc(want, func(r Request) bool { return !slices.Contains(named(r), name) })
+			f.Among = []string{"nobody", name}
+			got, _, err := s.Requests(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range want {
+				if !slices.ContainsFunc(got, func(g Request) bool { return g.ID == r.ID }) {
+					t.Errorf("%+v: request %s is not there", f, r.ID)
+				}
+			}
+		}
+		if most == 0 {
+			t.Errorf("%s stands nowhere", name)
+		}
+	}
+	for _, stranger := range [][]string{{}, {"nobody"}, {"alic", "lice", "spiffe://acme.test/user/alicea"}} {
+		got, next, err := s.Requests(Filter{Among: stranger})
+		grants, _, bad := s.Grants(Filter{Among: stranger})
+		if err != nil || bad != nil || len(got)+len(grants) != 0 || next != "" {
+			t.Errorf("among %q: %d requests, %d grants, cursor %q, %v, %v", stranger, len(got), len(grants), next, err, bad)
+		}
+	}
+	if got, _, err := s.Grants(Filter{Among: []string{spiffe("alice")}}); err != nil || len(got) == 0 {
+		t.Errorf("%d grants of alice, %v", len(got), err)
+	}
+}
+
+// TestListsOf: a list of identities has what any of them asked for or is the subject of, each once, the newest first, by pages of
+// any size, and nothing else.
+func TestListsOf(t *testing.T) {
+	w := busyWorld(t)
+	s := Read(w.a)
+	all, _, err := s.Requests(Filter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ids := range [][]string{
+		{},
+		{spiffe("nobody")},
+		{spiffe("alice")},
+		{spiffe("alice"), spiffe("alice")},
+		{spiffe("alic"), spiffe("agent/bob-bot")},
+		{spiffe("erin"), spiffe("alice"), spiffe("agent/bob-bot"), spiffe("nobody")},
+	} {
+		for _, f := range []Filter{{}, {State: "pending"}, {State: "approved"}, {Service: "payments"}, {Requester: spiffe("alice")}} {
+			var want, got []string
+			for _, r := range all {
+				if (f.State == "" || f.State == string(r.State)) && (f.Service == "" || f.Service == r.Service) &&
+					(f.Requester == "" || f.Requester == r.Requester) && (slices.Contains(ids, r.Requester) || slices.Contains(ids, r.Subject)) {
+					want = append(want, r.ID)
+				}
+			}
+			for f.Of, f.Limit = ids, 1+len(want)%3; ; {
+				page, next, err := s.Requests(f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, r := range page {
+					got = append(got, r.ID)
+				}
+				if f.Cursor = next; next == "" {
+					break
+				}
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("%+v: %q, want %q", f, got, want)
+			}
+		}
+	}
+	if _, _, err := s.Requests(Filter{Of: make([]string, MaxOf+1)}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a list of too many: %v", err)
+	}
+}
+
 func TestQueries(t *testing.T) {
 	w := busyWorld(t)
 	s := Read(w.a)

@@ -53,13 +53,16 @@ func (t *turn) adoptManifest(b AdoptManifest) (Object, error) {
 	if err := t.takeMembers(doc, &d); err != nil {
 		return nil, err
 	}
+	if !t.has(key(prefixNode, t.cmd.Node)) {
+		return nil, denied("node %q is not a member of the cluster, and the manifest that it brings does not make it one", t.cmd.Node)
+	}
 	t.m.Manifest, t.m.Removed = doc.Sequence, 0
 	if len(d.Issuers)+len(d.Added)+len(d.Changed) > 0 {
 		t.m.TrustRevision++
 	}
 	t.save([]byte(keyManifest), manifestTaken{Sequence: doc.Sequence, SHA256: d.SHA256, Index: t.index})
 	t.details = d
-	t.save([]byte(keyMeta), t.m)
+	t.saveMeta()
 	return t.state().Cluster()
 }
 
@@ -234,7 +237,7 @@ func (t *turn) raiseVersion(b RaiseVersion) (Object, error) {
 		t.details = struct {
 			Version int `json:"version"`
 		}{b.Version}
-		t.save([]byte(keyMeta), t.m)
+		t.saveMeta()
 	}
 	return t.state().Cluster()
 }

@@ -18,6 +18,10 @@ type meta struct {
 	Manifest          uint64 `cbor:"12,keyasint"` // sequence number of the newest manifest taken
 	Removed           uint64 `cbor:"13,keyasint"` // nodes removed since that manifest
 	Version           int    `cbor:"14,keyasint"` // of commands, that the cluster has agreed on
+
+	// A node of version 1 knows neither, and has neither: empty, they are not written.
+	EpochBegan Millis `cbor:"15,keyasint,omitempty"` // requests and grants with earlier ids have ended
+	Lineage    string `cbor:"16,keyasint,omitempty"` // of the replicated log in which the epoch began
 }
 
 // version is that of commands which are accepted.
@@ -31,9 +35,13 @@ func load[T any](r Reader, key []byte) (T, bool, error) {
 		return v, false, nil
 	}
 	if err := decoder.Unmarshal(data, &v); err != nil {
-		return v, false, fmt.Errorf("approval: stored record at %q: %w", key, err)
+		return v, false, storedAt(key, err)
 	}
 	return v, true, nil
+}
+
+func storedAt(key []byte, err error) error {
+	return fmt.Errorf("approval: stored record at %q: %w", key, err)
 }
 
 // find is load for a record that ought to be there.

@@ -147,6 +147,8 @@ type Request struct {
 	EndedBy         string       `json:"ended_by,omitempty" cbor:"21,keyasint,omitempty"`
 	Trace           string       `json:"trace,omitempty" cbor:"22,keyasint,omitempty"`
 	Index           uint64       `json:"index" cbor:"23,keyasint"` // Raft index of its last change
+
+	Emergency *Emergency `json:"emergency,omitempty" cbor:"24,keyasint,omitempty"` // nil: it was asked for and decided here
 }
 
 // Current returns what the request says now.
@@ -204,6 +206,8 @@ type Grant struct {
 	LatestNotAfter Millis        `json:"latest_not_after,omitempty" cbor:"22,keyasint,omitempty"`
 	Trace          string        `json:"trace,omitempty" cbor:"23,keyasint,omitempty"`
 	Index          uint64        `json:"index" cbor:"24,keyasint"` // Raft index of its last change
+
+	Emergency *Emergency `json:"emergency,omitempty" cbor:"25,keyasint,omitempty"` // as of its request
 }
 
 // StateAt returns the state, counting an active grant as expired once its time

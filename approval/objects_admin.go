@@ -85,9 +85,13 @@ type Role string
 const (
 	RoleIdentity Role = "identity"
 	RoleGrant    Role = "grant"
+	// RoleEmergency is that of an issuer of grants which custodians hold, and no
+	// node. Nothing that the cluster commits is signed by it.
+	RoleEmergency Role = "emergency"
 )
 
-// Issuer is a node's certificate authority for one trust domain.
+// Issuer is a node's certificate authority for one trust domain, or an emergency
+// issuer, which has no node.
 type Issuer struct {
 	ID       string `json:"id" cbor:"1,keyasint"` // hex SHA-256 of the DER
 	Node     string `json:"node" cbor:"2,keyasint"`
@@ -102,6 +106,10 @@ type Issuer struct {
 	// Retired is when its node was removed with its keys destroyed: it signs
 	// nothing more, and what it signed stays good. 0: it was not.
 	Retired Millis `json:"retired,omitempty" cbor:"11,keyasint,omitempty"`
+	// Orphan says that it was denied because its root is not in force any more, and
+	// for nothing else: its key may be signed again, by a root that is. From
+	// version 2 on.
+	Orphan bool `json:"orphan,omitempty" cbor:"12,keyasint,omitempty"`
 }
 
 // Node is a member of the cluster.
@@ -145,7 +153,9 @@ type Cluster struct {
 	TrustDomain       string   `json:"trust_domain"`
 	GrantTrustDomain  string   `json:"grant_trust_domain"`
 	Epoch             uint64   `json:"epoch"`
-	LastNow           Millis   `json:"last_now"` // effective time of the last accepted command
+	EpochBegan        Millis   `json:"epoch_began,omitempty"` // 0: never restored
+	Lineage           string   `json:"lineage,omitempty"`     // of the replicated log in which the epoch began
+	LastNow           Millis   `json:"last_now"`              // effective time of the last accepted command
 	PolicyRevision    uint64   `json:"policy_revision"`
 	DirectoryRevision uint64   `json:"directory_revision"`
 	FeedRevision      uint64   `json:"feed_revision"`
@@ -184,10 +194,42 @@ type Issue struct {
 	Index     uint64 `json:"index" cbor:"13,keyasint"`
 }
 
+// Emergency says how a grant came about that custodians made while there was no
+// cluster.
+type Emergency struct {
+	Issuer     string   `json:"issuer" cbor:"1,keyasint"`
+	Place      uint64   `json:"n" cbor:"2,keyasint"` // in the issuer's journal
+	Custodians []string `json:"custodians" cbor:"3,keyasint"`
+	Reason     string   `json:"reason" cbor:"6,keyasint"`      // in their words
+	ImportedBy string   `json:"imported_by" cbor:"4,keyasint"` // SPIFFE ID
+	Imported   Millis   `json:"imported" cbor:"5,keyasint"`
+}
+
+// EmergencyJournal is what was taken in of an emergency issuer's journal.
+type EmergencyJournal struct {
+	Issuer   string `json:"issuer" cbor:"1,keyasint"`
+	Count    uint64 `json:"count" cbor:"2,keyasint"`                      // records
+	Head     string `json:"head" cbor:"3,keyasint"`                       // hash of the last one; of none, the issuer's id
+	Forked   uint64 `json:"forked,omitempty" cbor:"4,keyasint,omitempty"` // place of a record of another history; 0: none was brought
+	ForkHash string `json:"fork_hash,omitempty" cbor:"5,keyasint,omitempty"`
+	Index    uint64 `json:"index" cbor:"6,keyasint"` // Raft index of its last change
+}
+
+// EmergencyRevocation ends an emergency grant that was not imported yet. It goes
+// with its entry on the feed, or when the grant comes in.
+type EmergencyRevocation struct {
+	Grant  string `json:"grant" cbor:"1,keyasint"`
+	Reason string `json:"reason" cbor:"2,keyasint"`
+	By     string `json:"by" cbor:"3,keyasint"`
+	At     Millis `json:"at" cbor:"4,keyasint"`
+	Until  Millis `json:"until" cbor:"5,keyasint"`
+}
+
 // Feed is the revocation feed: what is revoked and may still have a certificate
 // that has not run out.
 type Feed struct {
 	Epoch    uint64      `json:"epoch"`
+	Began    Millis      `json:"epoch_began,omitempty"` // 0: never restored
 	Revision uint64      `json:"revision"`
 	Grants   []FeedEntry `json:"grants"`
 	Issuers  []FeedEntry `json:"issuers"`
@@ -209,4 +251,5 @@ type Ticked struct {
 	Pruned    int      `json:"pruned,omitempty" cbor:"5,keyasint,omitempty"`
 	More      bool     `json:"more,omitempty" cbor:"6,keyasint,omitempty"`      // more is due: tick again
 	Forgotten []string `json:"forgotten,omitempty" cbor:"7,keyasint,omitempty"` // requests, with their grants, and changes
+	Issuers   []string `json:"issuers,omitempty" cbor:"8,keyasint,omitempty"`   // that ended long ago, and were never denied
 }

@@ -7,14 +7,14 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/hallpass/hallpass/grant"
 	"github.com/hallpass/hallpass/policy"
 )
 
 // outcome is what the policy in force says to r with the scope and duration of
-// v. It looks at the groups that the requester's person is in now.
-func (t *turn) outcome(r Request, v Revision) (policy.Outcome, error) {
-	p, err := t.policy()
+// v, given the answers to its conditions. It looks at the groups that the
+// requester's person is in now.
+func (t *turn) outcome(r Request, v Revision, answers []Answer) (policy.Outcome, error) {
+	p, err := t.state().Rules()
 	if err != nil {
 		return policy.Outcome{}, err
 	}
@@ -26,17 +26,21 @@ func (t *turn) outcome(r Request, v Revision) (policy.Outcome, error) {
 	if err != nil {
 		return policy.Outcome{}, err
 	}
-	scope, err := grant.ParseScope(r.Service, v.Permissions)
+	scope, err := t.scopeOf(r.Service, v.Permissions)
 	if err != nil {
 		return policy.Outcome{}, err
 	}
 	var groups []string
-	if person := t.state().personOf(requester); person != "" {
+	person := t.person
+	if requester != t.actor {
+		person = t.state().personOf(requester)
+	}
+	if person != "" {
 		groups = t.state().GroupsOf(person)
 	}
 	out := policy.Decide(p, policy.Request{
 		Requester: requester, Groups: groups, Subject: subject, Scope: scope,
-		Duration: time.Duration(v.DurationMS) * time.Millisecond,
+		Duration: time.Duration(v.DurationMS) * time.Millisecond, Reason: r.Reason, Answers: policyAnswers(answers),
 	})
 	if out.Allowed && !out.Auto && len(requirements(out)) == 0 {
 		// Nobody required must never read as nobody needed.
@@ -46,6 +50,23 @@ func (t *turn) outcome(r Request, v Revision) (policy.Outcome, error) {
 		out = policy.Outcome{Reason: fmt.Sprintf("it needs %d approvals, and a request has at most %d", n, MaxDecisions)}
 	}
 	return out, nil
+}
+
+func policyAnswers(all []Answer) []policy.Answer {
+	var out []policy.Answer
+	for _, a := range all {
+		out = append(out, policy.Answer(a))
+	}
+	return out
+}
+
+// answerTexts are answers as an audit leaf has them.
+func answerTexts(all []Answer) []string {
+	var out []string
+	for _, a := range all {
+		out = append(out, fmt.Sprintf("%s=%t", a.Rule, a.Holds))
+	}
+	return out
 }
 
 // requirements are those of an outcome, by group.
@@ -108,15 +129,19 @@ func (r *Request) pinned(v Revision) {
 
 // checkPinned refuses to go on with a request that the policy in force would
 // treat differently from the one it was made under.
-func (t *turn) checkPinned(r Request) error {
+func (t *turn) checkPinned(r Request, answers []Answer) error {
 	v := r.Current()
-	out, err := t.outcome(r, v)
+	out, err := t.outcome(r, v, answers)
 	if err != nil {
 		return err
 	}
 	if out.Allowed && out.Auto == v.Auto && slices.Equal(requirements(out), v.Requirements) &&
 		out.MaxDuration.Milliseconds() == v.MaxDurationMS && out.CertificateTTL.Milliseconds() == v.CertificateTTL {
 		return nil
+	}
+	if len(answers) > 0 {
+		return stale("the policy no longer says the same about request %s: it, its conditions (the hour, perhaps) or who is in which group has changed", r.ID).
+			then("cancel the request and ask again")
 	}
 	return stale("the policy, or who is in which group, has changed since request %s was made", r.ID).
 		then("cancel the request and ask again")

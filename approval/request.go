@@ -10,24 +10,39 @@ import (
 	"github.com/hallpass/hallpass/grant"
 )
 
-// requestDetails is the audit leaf of what happens to a request.
+// requestDetails is the audit leaf of what happens to a request. Members are in
+// the order in which the leaf has them, so that it need not be sorted again.
 type requestDetails struct {
-	Subject        string        `json:"subject,omitempty"`
-	Service        string        `json:"service,omitempty"`
-	Permissions    []string      `json:"permissions,omitempty"`
-	DurationMS     int64         `json:"duration_ms,omitempty"`
-	Start          Millis        `json:"start,omitempty"`
-	Reason         string        `json:"reason,omitempty"`
-	CSRKey         string        `json:"csr_key,omitempty"`
-	PolicyRevision uint64        `json:"policy_revision,omitempty"`
-	Rules          []string      `json:"rules,omitempty"`
-	Requirements   []Requirement `json:"requirements,omitempty"`
-	Person         string        `json:"person,omitempty"`
-	Decision       Verdict       `json:"decision,omitempty"`
-	Comment        string        `json:"comment,omitempty"`
-	Hash           string        `json:"hash"`
-	State          RequestState  `json:"state"`
-	Grant          *grantDetails `json:"grant,omitempty"`
+	Answers        []string            `json:"answers,omitempty"` // that conditions of the policy came to
+	Comment        string              `json:"comment,omitempty"`
+	CSRKey         string              `json:"csr_key,omitempty"`
+	Decision       Verdict             `json:"decision,omitempty"`
+	DurationMS     int64               `json:"duration_ms,omitempty"`
+	Grant          *grantDetails       `json:"grant,omitempty"`
+	Hash           string              `json:"hash"`
+	Permissions    []string            `json:"permissions,omitempty"`
+	Person         string              `json:"person,omitempty"`
+	PolicyRevision uint64              `json:"policy_revision,omitempty"`
+	Reason         string              `json:"reason,omitempty"`
+	Requirements   []requirementDetail `json:"requirements,omitempty"`
+	Rules          []string            `json:"rules,omitempty"`
+	Service        string              `json:"service,omitempty"`
+	Start          Millis              `json:"start,omitempty"`
+	State          RequestState        `json:"state"`
+	Subject        string              `json:"subject,omitempty"`
+}
+
+// requirementDetail is a Requirement in that order.
+type requirementDetail struct {
+	Approvals int    `json:"approvals"`
+	Group     string `json:"group"`
+}
+
+func requirementDetails(all []Requirement) (out []requirementDetail) {
+	for _, q := range all {
+		out = append(out, requirementDetail{Approvals: q.Approvals, Group: q.Group})
+	}
+	return out
 }
 
 // createRequest opens an access request, or grants it when policy needs nobody.
@@ -44,7 +59,7 @@ func (t *turn) createRequest(b CreateRequest) (Object, error) {
 		return nil, err
 	}
 	v := Revision{Permissions: b.Permissions, DurationMS: b.Duration, By: r.Requester, At: t.now}
-	out, err := t.outcome(r, v)
+	out, err := t.outcome(r, v, b.Answers)
 	if err != nil {
 		return nil, err
 	}
@@ -55,9 +70,10 @@ func (t *turn) createRequest(b CreateRequest) (Object, error) {
 		return nil, err
 	}
 	d := requestDetails{
+		Answers: answerTexts(b.Answers),
 		Subject: r.Subject, Service: r.Service, Permissions: v.Permissions, DurationMS: v.DurationMS,
 		Start: r.Start, Reason: r.Reason, CSRKey: r.CSRKey, PolicyRevision: r.PolicyRevision,
-		Rules: r.Rules, Requirements: v.Requirements, Person: t.person, Hash: v.Hash,
+		Rules: r.Rules, Requirements: requirementDetails(v.Requirements), Person: t.person, Hash: v.Hash,
 	}
 	t.openRequest(&r)
 	if r.Auto {
@@ -76,8 +92,16 @@ func (t *turn) draftRequest(b CreateRequest) (Request, error) {
 	if !ok {
 		return Request{}, invalid("request id %q is not a UUIDv7", b.ID)
 	}
+	if u.made() < t.m.EpochBegan {
+		// The proxies refuse grants whose id is older than the epoch; one that was made all the
+		// same would be a grant on paper.
+		return Request{}, stale("request %s is older than epoch %d, which began at %s", b.ID, t.m.Epoch, t.m.EpochBegan).then("ask again")
+	}
 	if t.has(recordKey(u)) {
 		return Request{}, conflict("there is a request %s already", b.ID)
+	}
+	if t.has(keyUID(prefixEarlyRevoked, u)) {
+		return Request{}, conflict("grant %s was revoked as an emergency grant", b.ID)
 	}
 	if err := t.checkSubject("the subject", b.Subject); err != nil {
 		return Request{}, err
@@ -109,15 +133,33 @@ func (t *turn) checkScope(r Request, permissions []string) error {
 	if len(permissions) == 0 || len(permissions) > MaxPermissions {
 		return invalid("a request has 1 to %d permissions, not %d", MaxPermissions, len(permissions))
 	}
-	scope, err := grant.ParseScope(r.Service, permissions)
+	scope, err := t.scopeOf(r.Service, permissions)
 	if err != nil {
 		return invalid("%v", err)
 	}
-	if !slices.Equal(scope.Texts(), permissions) {
-		return invalid("the permissions are not in canonical form, which is %q", scope.Texts())
+	if texts := scope.Texts(); !slices.Equal(texts, permissions) {
+		return invalid("the permissions are not in canonical form, which is %q", texts)
 	}
-	_, err = grantID(t.m.GrantTrustDomain, r, permissions)
+	_, err = grantIDOf(t.m.GrantTrustDomain, r, scope)
 	return err
+}
+
+// scopeOf is grant.ParseScope, once for the same words.
+func (t *turn) scopeOf(service string, permissions []string) (grant.Scope, error) {
+	if last := t.parsed; last != nil && last.service == service && slices.Equal(last.permissions, permissions) {
+		return last.scope, nil
+	}
+	scope, err := grant.ParseScope(service, permissions)
+	if err == nil {
+		t.parsed = &parsedScope{service, permissions, scope}
+	}
+	return scope, err
+}
+
+type parsedScope struct {
+	service     string
+	permissions []string
+	scope       grant.Scope
 }
 
 // grantID is the SPIFFE ID of the certificates of r's grant, in the trust domain
@@ -127,6 +169,10 @@ func grantID(domain string, r Request, permissions []string) (string, error) {
 	if err != nil {
 		return "", invalid("%v", err)
 	}
+	return grantIDOf(domain, r, scope)
+}
+
+func grantIDOf(domain string, r Request, scope grant.Scope) (string, error) {
 	td, err := spiffeid.TrustDomainFromString(domain)
 	if err != nil {
 		return "", err
@@ -214,10 +260,15 @@ func recordIndex(r Request) [][]byte {
 	return keys
 }
 
-// saveRequest writes a request, beside its grant if it has one.
+// saveRequest writes a request, beside its grant if it has one: only what was
+// approved has.
 func (t *turn) saveRequest(r *Request) {
 	u, _ := parseUID(r.ID)
 	r.Index = t.index
+	if r.State != RequestApproved {
+		t.keep(*r, nil)
+		return
+	}
 	g, ok, err := t.state().grantAt(u)
 	switch {
 	case err != nil:

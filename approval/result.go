@@ -1,7 +1,8 @@
 package approval
 
 // Object is what a command made or changed: a Request, Grant, Change, Issue,
-// Block, Issuer, Installed, Roots, Node, Cluster or Ticked, by value.
+// Block, Issuer, Installed, Roots, Node, Cluster, Ticked, EmergencyJournal,
+// EmergencyRevocation or Anchored, by value.
 type Object interface{ objectKind() string }
 
 func (Request) objectKind() string { return "request" }
@@ -17,12 +18,19 @@ func (Installed) objectKind() string { return "installed" }
 func (Roots) objectKind() string     { return "roots" }
 func (Node) objectKind() string      { return "node" }
 
+func (EmergencyJournal) objectKind() string    { return "emergency journal" }
+func (EmergencyRevocation) objectKind() string { return "emergency revocation" }
+
+func (Anchored) objectKind() string { return "anchored" }
+
 // Result is what a command came to: Err, or Object. Kinds give these objects:
 // bootstrap a Cluster; request.* a Request; grant.issue and identity.issue an
 // Issue; grant.revoke and grant.return a Grant; subject.block a Block;
 // issuer.deny an Issuer; issuer.install an Installed; roots.set a Roots;
 // manifest.adopt and version.raise a Cluster; node.* and leader.transfer a Node;
-// change.* a Change; tick a Ticked.
+// change.* a Change; tick a Ticked; emergency.register an Issuer, emergency.import
+// an EmergencyJournal and emergency.revoke an EmergencyRevocation; access.anchor an
+// Anchored.
 type Result struct {
 	Index    uint64 // Raft index of the command; of the first one for a replay
 	Err      *Error

@@ -1,6 +1,9 @@
 package approval
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // How long what has ended is kept. The audit log keeps all of it for ever.
 const (
@@ -97,4 +100,35 @@ func (t *turn) pruneIssues(n int) (int, error) {
 		t.forgetIssue(i)
 	}
 	return len(due), nil
+}
+
+// forgetIssuers drops issuers that ended long ago: with a signer, each node has two
+// new ones every few days, for ever. A denied one stays, so that its key does not
+// come back, and so does each node's last. Records of certificates name their
+// issuer, and are gone by then; what an emergency issuer signed may be brought later.
+func (t *turn) forgetIssuers() (ids []string, err error) {
+	all, err := every[Issuer](t, prefixIssuer)
+	if err != nil {
+		return nil, err
+	}
+	type place struct {
+		node string
+		role Role
+	}
+	last := map[place]Issuer{}
+	for _, i := range all {
+		at := place{i.Node, i.Role}
+		if old, ok := last[at]; !ok || i.NotAfter > old.NotAfter {
+			last[at] = i
+		}
+	}
+	for _, i := range all {
+		over := i.NotAfter.Add(2*IssueLife) <= t.now && i.Role != RoleEmergency
+		if over && (i.Denied == 0 || i.Orphan) && last[place{i.Node, i.Role}].ID != i.ID {
+			t.Delete(key(prefixIssuer, i.ID))
+			ids = append(ids, i.ID)
+		}
+	}
+	slices.Sort(ids)
+	return ids, nil
 }

@@ -147,6 +147,9 @@ func fill(t *testing.T, v reflect.Value, seed *int64) {
 		for i := range v.Len() {
 			fill(t, v.Index(i), seed)
 		}
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		fill(t, v.Elem(), seed)
 	case reflect.Struct:
 		for _, field := range v.Fields() {
 			fill(t, field, seed)
@@ -189,7 +192,7 @@ func TestRecordsKeepEverything(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.SPIFFEID = name
+	g.SPIFFEID, g.Emergency = name, r.Emergency
 
 	for _, start := range []Millis{0, r.Created - 1, r.Created, r.Created + 1} {
 		r.Start = start
@@ -254,4 +257,47 @@ func must[T any](v T, _ string, err error) T {
 		panic(err)
 	}
 	return v
+}
+
+// TestForgettingIssuers: with a signer each node has new issuers every few days, for
+// ever. A denied one is kept for its key, and the last of a node for the node.
+func TestForgettingIssuers(t *testing.T) {
+	w := newWorld(t)
+	const day = 24 * time.Hour
+	install := func(node, keyName string) string {
+		life := w.now.Sub(epochStart) + 7*day
+		der := issuerBy(testRoot(RoleGrant, 0), RoleGrant, node, keyName, life)
+		c := w.command("service/signer", InstallIssuer{Node: node, GrantIssuer: der})
+		c.Idem = &Idem{Key: sha256Hex(der), BodyHash: sha256Hex(nil)}
+		w.must(w.applyCommand(c))
+		return sha256Hex(der)
+	}
+	weeks := 30
+	var all []string
+	for range weeks {
+		all = append(all, install("n1", "n1 grants"))
+		w.now = w.now.Add(3*day + time.Hour)
+		w.must(w.apply("", aTick()))
+	}
+	stolen := install("n2", "stolen")
+	w.must(w.apply("ada", DenyIssuer{Issuer: stolen, Reason: "stolen"}))
+	issuers, err := Read(w.a).IssuersOf("n1")
+	if err != nil || len(issuers) > 12 {
+		t.Errorf("n1 has %d issuers after %d renewals, %v", len(issuers), weeks, err)
+	}
+	w.now = w.now.Add(100 * day)
+	done, ok := w.must(w.apply("", aTick())).Object.(Ticked)
+	if !ok || !slices.Contains(done.Issuers, all[weeks-2]) || slices.Contains(done.Issuers, stolen) {
+		t.Errorf("forgotten: %+v", done.Issuers)
+	}
+	if _, err := Read(w.a).Issuer(stolen); err != nil {
+		t.Errorf("the denied one: %v", err)
+	}
+	w.refuse(ErrDenied, "ada", InstallIssuer{Node: "n2", GrantIssuer: issuerBy(testRoot(RoleGrant, 0), RoleGrant, "n2", "stolen", w.now.Sub(epochStart)+day)})
+	if _, err := Read(w.a).Issuer(all[0]); !errors.Is(err, ErrNotFound) {
+		t.Errorf("one of months ago: %v", err)
+	}
+	if err := w.a.check(); err != nil {
+		t.Error(err)
+	}
 }

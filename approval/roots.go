@@ -51,10 +51,40 @@ func (t *turn) firstRoots(b Bootstrap, d *bootstrapDetails) error {
 			keys = append(keys, c.RawSubjectPublicKeyInfo)
 			*r.ids = append(*r.ids, trust.ID(c))
 		}
-		t.save(key(prefixRoots, string(r.role)), Roots{
-			Role: r.role, Anchors: r.roots, InForce: r.roots, Documents: [][]byte{}, Index: t.index,
-		})
+		if err := t.saveFirstRoots(r.role, r.td, r.roots, b.RootDocuments); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// saveFirstRoots takes in the documents that were in force before the cluster
+// began: a root that they retired does not come back with it.
+func (t *turn) saveFirstRoots(role Role, td string, anchors, documents [][]byte) error {
+	all, err := trust.ParseAll(bytes.Join(documents, []byte("\n")))
+	if err != nil {
+		return invalid("%s", err)
+	}
+	certs, err := parseAll(anchors)
+	if err != nil {
+		return err
+	}
+	set, adopted, behind := trust.NewSet(td, certs).Adopt(all)
+	if behind || len(adopted) > MaxRootDocuments {
+		return invalid("the roots documents of %s do not follow from its roots, or are too many", td)
+	}
+	r := Roots{Role: role, Sequence: set.Sequence(), Anchors: anchors, Documents: [][]byte{}, Index: t.index}
+	for _, d := range adopted {
+		line, err := d.Encode()
+		if err != nil {
+			return invalid("%s", err)
+		}
+		r.Documents = append(r.Documents, line)
+	}
+	for _, root := range set.Roots() {
+		r.InForce = append(r.InForce, root.Raw)
+	}
+	t.save(key(prefixRoots, string(role)), r)
 	return nil
 }
 
@@ -227,5 +257,23 @@ func (t *turn) denyOrphans(role Role, set trust.Set) ([]string, error) {
 				then("first install issuers that a root signed which stays, or deny this node's issuers")
 		}
 	}
-	return t.denyWhere("the roots document in force has no place for it", func(i Issuer) bool { return i.Role == role && !stays(i) })
+	// No member needs an emergency issuer, and the grants' roots sign it.
+	signedBy := func(i Issuer) bool { return i.Role == role || i.Role == RoleEmergency && role == RoleGrant }
+	// From version 2 on, what goes with its root alone is told from what is denied.
+	orphan := func(i Issuer) bool {
+		return t.m.version() >= 2 && i.Role == role && !inForce[i.Root] && !set.Denies(i.ID)
+	}
+	gone, err := t.denyAll("its root is not in force any more", true, orphan)
+	if err != nil {
+		return nil, err
+	}
+	named, err := t.denyWhere("the roots document in force has no place for it", func(i Issuer) bool {
+		return signedBy(i) && !stays(i) && !orphan(i)
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := slices.Concat(gone, named)
+	slices.Sort(out)
+	return out, nil
 }

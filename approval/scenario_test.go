@@ -209,7 +209,23 @@ func (s *scenario) requests(m []string, want expectedOutcome) {
 	if o["key"] != "" {
 		b.CSRKey = sha256Hex([]byte(o["key"]))
 	}
+	b.Answers = s.answers(o["answers"], func() []Answer { return s.w.answersToCreate(spiffe(m[0]), b) })
 	s.do(m[0], b, o, want)
+}
+
+// answers are what the leader says of conditions, or, where a line has answers=,
+// what a stolen one does: "none", or "rule=true,other=false".
+func (s *scenario) answers(lie string, honest func() []Answer) []Answer {
+	if lie == "" {
+		return honest()
+	}
+	var all []Answer
+	for part := range strings.SplitSeq(lie, ",") {
+		if rule, holds, ok := strings.Cut(part, "="); ok {
+			all = append(all, Answer{rule, holds == "true"})
+		}
+	}
+	return all
 }
 
 func verdictOf(word string) Verdict {
@@ -238,6 +254,10 @@ func (s *scenario) decides(m []string, want expectedOutcome) {
 	b.Comment = o["comment"]
 	b.PolicyRevision = s.number(o["policy"], b.PolicyRevision)
 	b.DirectoryRevision = s.number(o["directory"], b.DirectoryRevision)
+	if r, err := Read(s.w.a).Request(id); err == nil && b.Verdict == Approve {
+		b.Answers = s.answers(o["answers"], func() []Answer { return s.w.answers(r, nil, 0) })
+		b.Narrowed = s.answers(o["narrowed"], func() []Answer { return s.w.narrowed(r, b) })
+	}
 	s.do(m[0], b, o, want)
 }
 

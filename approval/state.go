@@ -1,6 +1,7 @@
 package approval
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,17 +12,29 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/hallpass/hallpass/audit"
+	"github.com/hallpass/hallpass/policy"
 )
 
 // State answers questions about the state as a Reader shows it. It is as short
 // lived as the Reader's transaction.
-type State struct{ r Reader }
+type State struct {
+	r      Reader
+	memory *Memory // nil: none
+}
 
 // Read returns the state in r.
 func Read(r Reader) State { return State{r: r} }
 
+// found is meta, or false before the bootstrap.
+func (s State) found() (meta, bool, error) {
+	if s.memory == nil {
+		return load[meta](s.r, []byte(keyMeta))
+	}
+	return recall(&s.memory.meta, s.r, []byte(keyMeta), decodeMeta)
+}
+
 func (s State) meta() (meta, error) {
-	m, ok, err := load[meta](s.r, []byte(keyMeta))
+	m, ok, err := s.found()
 	if err == nil && !ok {
 		err = &Error{Code: CodeNotFound, Detail: "the cluster has not been bootstrapped"}
 	}
@@ -45,7 +58,7 @@ func (s State) Cluster() (Cluster, error) {
 	}
 	return Cluster{
 		ID: m.Cluster, TrustDomain: m.TrustDomain, GrantTrustDomain: m.GrantTrustDomain,
-		Epoch: m.Epoch, LastNow: m.LastNow,
+		Epoch: m.Epoch, EpochBegan: m.EpochBegan, Lineage: m.Lineage, LastNow: m.LastNow,
 		PolicyRevision: m.PolicyRevision, DirectoryRevision: m.DirectoryRevision,
 		FeedRevision: m.FeedRevision, AuditSize: m.AuditSize,
 		Manifest: m.Manifest, Removed: m.Removed, Version: m.version(),
@@ -86,15 +99,22 @@ func (s State) requestAt(u uid) (Request, bool, error) {
 }
 
 func (s State) grantAt(u uid) (Grant, bool, error) {
+	_, g, ok, err := s.grantRecord(u)
+	return g, ok, err
+}
+
+// grantRecord is grantAt with the record that the grant is in.
+func (s State) grantRecord(u uid) (storedRequest, Grant, bool, error) {
 	record, ok, err := load[storedRequest](s.r, recordKey(u))
 	if err != nil || !ok || record.Grant == nil {
-		return Grant{}, false, err
+		return record, Grant{}, false, err
 	}
 	m, err := s.meta()
 	if err != nil {
-		return Grant{}, false, err
+		return record, Grant{}, false, err
 	}
-	return record.unpackGrant(u, m.GrantTrustDomain)
+	g, ok, err := record.unpackGrant(u, m.GrantTrustDomain)
+	return record, g, ok, err
 }
 
 func (s State) changeAt(u uid) (Change, bool, error) {
@@ -104,6 +124,33 @@ func (s State) changeAt(u uid) (Change, bool, error) {
 // Policy returns the policy in force.
 func (s State) Policy() (PolicyDoc, error) {
 	return find[PolicyDoc](s.r, []byte(keyPolicy), "policy", "")
+}
+
+// Rules returns the policy in force as it reads. One that cannot be read denies
+// everything.
+func (s State) Rules() (*policy.Policy, error) {
+	memory := s.memory
+	if memory == nil {
+		memory = new(Memory)
+	}
+	p, ok, err := recall(&memory.policy, s.r, []byte(keyPolicy), decodePolicy)
+	if err == nil && !ok {
+		_, err = s.Policy()
+	}
+	return p, err
+}
+
+// Revisions are what a command says it was decided on from.
+type Revisions struct {
+	Policy, Directory uint64
+	Epoch             uint64
+	EpochBegan        Millis
+}
+
+// Revisions returns those in force, or ErrNotFound before the bootstrap.
+func (s State) Revisions() (Revisions, error) {
+	m, err := s.meta()
+	return Revisions{Policy: m.PolicyRevision, Directory: m.DirectoryRevision, Epoch: m.Epoch, EpochBegan: m.EpochBegan}, err
 }
 
 // Persons returns all persons by name.
@@ -118,8 +165,14 @@ func (s State) PersonOf(id spiffeid.ID) (Person, bool, error) {
 	if name == "" {
 		return Person{}, false, nil
 	}
-	return load[Person](s.r, key(prefixPerson, name))
+	if s.memory == nil {
+		return load[Person](s.r, key(prefixPerson, name))
+	}
+	return recall(&s.memory.person, s.r, key(prefixPerson, name), decodePerson)
 }
+
+// PersonName returns the name of the person behind a SPIFFE ID, "" for none.
+func (s State) PersonName(id spiffeid.ID) string { return s.personOf(id) }
 
 // GroupsOf returns the names of the groups a person is in, sorted.
 func (s State) GroupsOf(person string) []string {
@@ -158,6 +211,11 @@ func (s State) Issuer(id string) (Issuer, error) {
 // the bootstrap.
 func (s State) Roots(role Role) (Roots, error) {
 	return find[Roots](s.r, key(prefixRoots, string(role)), "roots for", string(role))
+}
+
+// EmergencyJournals returns what was imported of emergency issuers, by issuer.
+func (s State) EmergencyJournals() ([]EmergencyJournal, error) {
+	return every[EmergencyJournal](s.r, prefixJournal)
 }
 
 // TrustRevision counts changes of roots, issuers and API certificates; 0 before
@@ -225,7 +283,7 @@ func (s State) Feed() (Feed, error) {
 	if err != nil {
 		return Feed{}, err
 	}
-	return Feed{Epoch: m.Epoch, Revision: m.FeedRevision, Grants: grants, Issuers: issuers}, nil
+	return Feed{Epoch: m.Epoch, Began: m.EpochBegan, Revision: m.FeedRevision, Grants: grants, Issuers: issuers}, nil
 }
 
 // Issue returns the record of a certificate by its serial (lower-case hex), or
@@ -259,6 +317,20 @@ func (s State) AuditSize() (int64, error) {
 		return 0, nil
 	}
 	return int64(m.AuditSize), err
+}
+
+// Outlines reports whether a pair is one that Cluster, AuditSize, GetHash and
+// CheckRecords read: few, whatever the state holds.
+func Outlines(key []byte) bool {
+	if string(key) == keyMeta {
+		return true
+	}
+	for _, prefix := range []string{prefixNode, prefixIssuer, prefixAuditHash, prefixAuditEdge} {
+		if bytes.HasPrefix(key, []byte(prefix)) {
+			return true
+		}
+	}
+	return false
 }
 
 // GetHash implements audit.HashReader, for the roots of chunks, for what is above

@@ -11,8 +11,8 @@ import (
 // twice and nothing that follows from the rest: there are a million of them, and
 // every snapshot holds them all. The id is in the key. Identities, persons and
 // groups are numbers in a list of names, counted from 1, 0 is none; hashes are
-// bytes; moments are milliseconds since the request was made. Fields that are
-// zero are left out.
+// bytes; moments are milliseconds since the request was made, or since what they
+// follow from nearly always. Fields that are zero are left out.
 type storedRequest struct {
 	Names           []string         `cbor:"1,keyasint"`
 	State           int              `cbor:"2,keyasint,omitempty"` // place in requestStates
@@ -28,18 +28,21 @@ type storedRequest struct {
 	Rules           []string         `cbor:"12,keyasint,omitempty"`
 	Revisions       []storedRevision `cbor:"13,keyasint"`
 	Decisions       []storedDecision `cbor:"14,keyasint,omitempty"`
-	Created         Millis           `cbor:"15,keyasint"`
+	Created         int64            `cbor:"15,keyasint,omitempty"` // since the id was made
 	Expires         int64            `cbor:"16,keyasint"`
-	Ended           int64            `cbor:"17,keyasint,omitempty"` // 0: not ended; otherwise 1 more
+	Ended           int64            `cbor:"17,keyasint,omitempty"` // 0: not ended, or when its grant was made; otherwise 1 more
 	EndedBy         int              `cbor:"18,keyasint,omitempty"`
 	Trace           string           `cbor:"19,keyasint,omitempty"`
 	Index           uint64           `cbor:"20,keyasint"`
 	Grant           *storedGrant     `cbor:"21,keyasint,omitempty"`
+	Emergency       *Emergency       `cbor:"22,keyasint,omitempty"` // since version 2
 }
 
-// storedRevision is a revision; its parent is the one before.
+// storedRevision is a revision; its parent is the one before. Its hash is that of
+// what the record says: of a request with which nothing more can happen it is left
+// out, and computed by whoever asks.
 type storedRevision struct {
-	Hash           []byte              `cbor:"1,keyasint"`
+	Hash           []byte              `cbor:"1,keyasint,omitempty"`
 	Permissions    []string            `cbor:"2,keyasint"`
 	DurationMS     int64               `cbor:"3,keyasint"`
 	Requirements   []storedRequirement `cbor:"4,keyasint,omitempty"`
@@ -69,16 +72,16 @@ type storedDecision struct {
 // says.
 type storedGrant struct {
 	State          int          `cbor:"1,keyasint,omitempty"` // place in grantStates
-	NotBefore      int64        `cbor:"2,keyasint"`
-	Expiry         int64        `cbor:"3,keyasint"`
-	Created        int64        `cbor:"4,keyasint"`
+	NotBefore      int64        `cbor:"2,keyasint,omitempty"` // since Created
+	Expiry         int64        `cbor:"3,keyasint,omitempty"` // since the end of the duration that was asked for
+	Created        int64        `cbor:"4,keyasint,omitempty"` // since the last decision; without one, since the request was made
 	Votes          []storedVote `cbor:"5,keyasint,omitempty"`
-	Ended          int64        `cbor:"6,keyasint,omitempty"` // 0: not ended; otherwise 1 more
+	Ended          int64        `cbor:"6,keyasint,omitempty"` // 0: not ended; otherwise 1 more; of an expired one, since Expiry
 	EndedBy        int          `cbor:"7,keyasint,omitempty"`
 	EndReason      string       `cbor:"8,keyasint,omitempty"`
 	Issued         uint64       `cbor:"9,keyasint,omitempty"`
 	LatestNotAfter int64        `cbor:"10,keyasint,omitempty"` // 0: none; otherwise 1 more
-	Index          uint64       `cbor:"11,keyasint"`
+	Index          int64        `cbor:"11,keyasint,omitempty"` // above the request's
 }
 
 // storedVote is a decision that filled a seat of a group.
@@ -94,6 +97,15 @@ func requestStates() []RequestState {
 
 func grantStates() []GrantState {
 	return []GrantState{GrantExpired, GrantActive, GrantRevoked, GrantReturned}
+}
+
+// asStored is a name as the bytes of a record have it.
+func asStored(name string) []byte {
+	text, err := encoder.Marshal(name)
+	if err != nil {
+		return []byte(name) // a string has an encoding; should one have none, this finds it all the same
+	}
+	return text
 }
 
 // packer makes a record of a request and its grant.
@@ -132,14 +144,33 @@ func (p *packer) hash(text string) []byte {
 func (p *packer) since(m Millis) int64 { return int64(m - p.created) }
 
 // maybe is since for a moment that there may not be.
-func (p *packer) maybe(m Millis) int64 {
+func (p *packer) maybe(m Millis) int64 { return p.maybeSince(m, p.created) }
+
+func (p *packer) maybeSince(m, from Millis) int64 {
 	if m == 0 {
 		return 0
 	}
-	if m < p.created {
-		p.bad("%s is before %s", m, p.created)
+	if m < from {
+		p.bad("%s is before %s", m, from)
 	}
-	return p.since(m) + 1
+	return int64(m-from) + 1
+}
+
+// isOver says whether nothing more can happen with a request and its grant.
+func isOver(r Request, g *Grant) bool {
+	if g != nil {
+		return g.State != GrantActive
+	}
+	return r.State != RequestPending && r.State != RequestApproved
+}
+
+// grantedAfter is what the moment in which a grant is made follows: nearly always
+// it is the same.
+func grantedAfter(r Request) Millis {
+	if n := len(r.Decisions); n > 0 {
+		return r.Decisions[n-1].At
+	}
+	return r.Created
 }
 
 func (p *packer) requirements(all []Requirement) (out []storedRequirement) {
@@ -160,12 +191,16 @@ func placeOf[T comparable](p *packer, all []T, v T) int {
 // pack makes the record; g is nil before there is a grant. What unpack cannot
 // give back is an error.
 func pack(r Request, g *Grant) (storedRequest, error) {
+	id, ok := parseUID(r.ID)
 	p := &packer{created: r.Created}
+	if !ok {
+		p.bad("its id is none")
+	}
 	s := storedRequest{
 		State: placeOf(p, requestStates(), r.State), Requester: p.name(r.Requester), RequesterPerson: p.name(r.RequesterPerson),
 		Subject: p.name(r.Subject), Service: r.Service, Reason: r.Reason, CSRKey: p.hash(r.CSRKey), CSRBy: p.name(r.CSRBy),
-		PolicyRevision: r.PolicyRevision, Rules: r.Rules, Created: r.Created, Expires: p.since(r.Expires), Ended: p.maybe(r.Ended),
-		EndedBy: p.name(r.EndedBy), Trace: r.Trace, Index: r.Index,
+		PolicyRevision: r.PolicyRevision, Rules: r.Rules, Created: int64(r.Created - id.made()), Expires: p.since(r.Expires), Ended: p.maybe(r.Ended),
+		EndedBy: p.name(r.EndedBy), Trace: r.Trace, Index: r.Index, Emergency: r.Emergency,
 	}
 	if r.Start != 0 {
 		// A start may be a little before the request, so this one counts from 1 up
@@ -176,7 +211,7 @@ func pack(r Request, g *Grant) (storedRequest, error) {
 	}
 	for _, v := range r.Revisions {
 		s.Revisions = append(s.Revisions, storedRevision{
-			Hash: p.hash(v.Hash), Permissions: v.Permissions, DurationMS: v.DurationMS, Requirements: p.requirements(v.Requirements),
+			Hash: p.revisionHash(r, g, v), Permissions: v.Permissions, DurationMS: v.DurationMS, Requirements: p.requirements(v.Requirements),
 			By: p.name(v.By), At: p.since(v.At), Auto: v.Auto, MaxDurationMS: v.MaxDurationMS, CertificateTTL: v.CertificateTTL,
 		})
 	}
@@ -191,6 +226,12 @@ func pack(r Request, g *Grant) (storedRequest, error) {
 	}
 	if g != nil {
 		s.Grant = p.grant(r, *g)
+		switch r.Ended {
+		case g.Created:
+			s.Ended = 0
+		case 0:
+			p.bad("it has a grant and has not ended")
+		}
 	}
 	s.Names = p.names
 	if p.err != nil {
@@ -199,11 +240,25 @@ func pack(r Request, g *Grant) (storedRequest, error) {
 	return s, nil
 }
 
+// revisionHash is the hash of a revision, or nothing where it is not kept.
+func (p *packer) revisionHash(r Request, g *Grant, v Revision) []byte {
+	if isOver(r, g) {
+		if again, err := contentHash(r, v); err == nil && again == v.Hash {
+			return nil
+		}
+	}
+	return p.hash(v.Hash)
+}
+
 func (p *packer) grant(r Request, g Grant) *storedGrant {
 	s := &storedGrant{
-		State: placeOf(p, grantStates(), g.State), NotBefore: p.since(g.NotBefore), Expiry: p.since(g.Expiry), Created: p.since(g.Created),
+		State: placeOf(p, grantStates(), g.State), NotBefore: int64(g.NotBefore - g.Created),
+		Expiry: int64(g.Expiry-g.NotBefore) - r.Current().DurationMS, Created: int64(g.Created - grantedAfter(r)),
 		Ended: p.maybe(g.Ended), EndedBy: p.name(g.EndedBy), EndReason: g.EndReason, Issued: g.Issued,
-		LatestNotAfter: p.maybe(g.LatestNotAfter), Index: g.Index,
+		LatestNotAfter: p.maybe(g.LatestNotAfter), Index: int64(g.Index - r.Index), // as unpack adds it
+	}
+	if g.State == GrantExpired {
+		s.Ended = p.maybeSince(g.Ended, g.Expiry)
 	}
 	for _, v := range g.Votes {
 		by := slices.IndexFunc(r.Decisions, func(d Decision) bool {
@@ -217,11 +272,28 @@ func (p *packer) grant(r Request, g Grant) *storedGrant {
 	return s
 }
 
+// issued writes what one more certificate changes of the grant in a record: what
+// pack would make of the request and g.
+func (s *storedRequest) issued(g Grant) error {
+	u, _ := parseUID(g.ID)
+	p := &packer{created: u.made() + Millis(s.Created)}
+	s.Grant.Issued, s.Grant.LatestNotAfter, s.Grant.Index = g.Issued, p.maybe(g.LatestNotAfter), int64(g.Index-s.Index) // as unpack adds it
+	if p.err != nil {
+		return fmt.Errorf("approval: keep grant %s: %w", g.ID, p.err)
+	}
+	return nil
+}
+
 // unpacker reads a record.
 type unpacker struct {
 	storedRequest
 
-	bad bool // something in it points nowhere
+	created Millis
+	bad     bool // something in it points nowhere
+}
+
+func (s storedRequest) unpacker(id uid) *unpacker {
+	return &unpacker{storedRequest: s, created: id.made() + Millis(s.Created)}
 }
 
 func (u *unpacker) name(i int) string {
@@ -239,7 +311,7 @@ func at[T any](u *unpacker, all []T, i int) (v T) {
 	return all[i]
 }
 
-func (u *unpacker) when(ms int64) Millis { return u.Created + Millis(ms) }
+func (u *unpacker) when(ms int64) Millis { return u.created + Millis(ms) }
 
 func (u *unpacker) maybe(ms int64) Millis {
 	if ms == 0 {
@@ -261,8 +333,8 @@ func (u *unpacker) request(id uid) Request {
 		ID: id.String(), State: at(u, requestStates(), u.State), Requester: u.name(u.Requester),
 		RequesterPerson: u.name(u.RequesterPerson), Subject: u.name(u.Subject), Service: u.Service, Reason: u.Reason,
 		CSRKey: hex.EncodeToString(u.CSRKey), CSRBy: u.name(u.CSRBy), PolicyRevision: u.PolicyRevision, Rules: append([]string{}, u.Rules...),
-		Decisions: make([]Decision, 0, len(u.Decisions)), Created: u.Created, Expires: u.when(u.Expires), Ended: u.maybe(u.Ended),
-		EndedBy: u.name(u.EndedBy), Trace: u.Trace, Index: u.Index,
+		Decisions: make([]Decision, 0, len(u.Decisions)), Created: u.created, Expires: u.when(u.Expires), Ended: u.maybe(u.Ended),
+		EndedBy: u.name(u.EndedBy), Trace: u.Trace, Index: u.Index, Emergency: u.Emergency,
 	}
 	switch {
 	case u.Start > 0:
@@ -279,6 +351,11 @@ func (u *unpacker) request(id uid) Request {
 		if i > 0 {
 			v.Parent = r.Revisions[i-1].Hash
 		}
+		if len(s.Hash) == 0 {
+			var err error
+			v.Hash, err = contentHash(r, v)
+			u.bad = u.bad || err != nil
+		}
 		r.pinned(v)
 	}
 	for _, d := range u.Decisions {
@@ -291,19 +368,32 @@ func (u *unpacker) request(id uid) Request {
 			Hash: at(u, r.Revisions, d.Revision).Hash, At: u.when(d.At),
 		})
 	}
+	if u.Grant != nil && u.Ended == 0 {
+		r.Ended = u.granted(r)
+	}
 	return r
 }
+
+// granted is when the grant of r was made.
+func (u *unpacker) granted(r Request) Millis { return grantedAfter(r) + Millis(u.Grant.Created) }
 
 // grant reads what the record says of the grant of r; its SPIFFE ID is left to
 // be computed.
 func (u *unpacker) grant(r Request) Grant {
 	s, v := u.Grant, r.Current()
+	created := u.granted(r)
+	notBefore := created + Millis(s.NotBefore)
+	expiry := notBefore + Millis(v.DurationMS+s.Expiry)
 	g := Grant{
 		ID: r.ID, State: at(u, grantStates(), s.State), Requester: r.Requester, Subject: r.Subject, Service: r.Service,
-		Permissions: v.Permissions, Hash: v.Hash, NotBefore: u.when(s.NotBefore), Expiry: u.when(s.Expiry),
+		Permissions: v.Permissions, Hash: v.Hash, NotBefore: notBefore, Expiry: expiry,
 		CertificateTTL: r.CertificateTTL, CSRKey: r.CSRKey, CSRBy: r.CSRBy, Auto: v.Auto, Requirements: v.Requirements,
-		Created: u.when(s.Created), Ended: u.maybe(s.Ended), EndedBy: u.name(s.EndedBy), EndReason: s.EndReason, Issued: s.Issued,
-		LatestNotAfter: u.maybe(s.LatestNotAfter), Trace: r.Trace, Index: s.Index, Votes: make([]Vote, 0, len(s.Votes)),
+		Created: created, Ended: u.maybe(s.Ended), EndedBy: u.name(s.EndedBy), EndReason: s.EndReason, Issued: s.Issued,
+		LatestNotAfter: u.maybe(s.LatestNotAfter), Trace: r.Trace, Index: r.Index + uint64(s.Index), Votes: make([]Vote, 0, len(s.Votes)),
+		Emergency: r.Emergency,
+	}
+	if g.State == GrantExpired && s.Ended != 0 {
+		g.Ended = expiry + Millis(s.Ended-1)
 	}
 	for _, vote := range s.Votes {
 		d := at(u, r.Decisions, vote.Decision)
@@ -317,7 +407,7 @@ var errStored = errors.New("approval: a stored record contradicts itself")
 
 // unpack reads the request in a record.
 func (s storedRequest) unpack(id uid) (Request, error) {
-	u := &unpacker{storedRequest: s}
+	u := s.unpacker(id)
 	r := u.request(id)
 	if u.bad || len(r.Revisions) == 0 {
 		return r, fmt.Errorf("%w: request %s", errStored, r.ID)
@@ -334,7 +424,7 @@ func (s storedRequest) unpackGrant(id uid, domain string) (Grant, bool, error) {
 	if err != nil {
 		return Grant{}, false, err
 	}
-	u := &unpacker{storedRequest: s}
+	u := s.unpacker(id)
 	g := u.grant(r)
 	if u.bad {
 		return g, false, fmt.Errorf("%w: grant %s", errStored, g.ID)

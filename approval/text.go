@@ -24,6 +24,10 @@ func parseID(what, text string) (spiffeid.ID, error) {
 	return id, nil
 }
 
+// CheckReason refuses what no command takes for a reason, for whoever is to keep one
+// until it can be proposed.
+func CheckReason(text string) error { return checkText("the reason", text, 1) }
+
 // checkText refuses words for people that do not show as what they are: a
 // reason with escape sequences or reversed text makes an approver read something
 // else than what is written.

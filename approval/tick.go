@@ -73,6 +73,11 @@ func (t *turn) tick(b Tick) (Object, error) {
 		return nil, err
 	}
 	done.Pruned += issues
+	if done.Pruned > 0 && issues < maxDue && t.m.version() >= 2 {
+		if done.Issuers, err = t.forgetIssuers(); err != nil {
+			return nil, err
+		}
+	}
 	if !more { // nothing of what is forgotten may be on the feed
 		if done.Forgotten, more, err = t.forgetEnded(retain, maxDue); err != nil {
 			return nil, err

@@ -3,6 +3,7 @@ package approval
 import (
 	"errors"
 	"testing"
+	"time"
 )
 
 // TestVersions has an old and a new machine apply one log. Until all have agreed
@@ -36,7 +37,32 @@ func TestVersions(t *testing.T) {
 		c.V = v
 		return c
 	}
-	same("bootstrap", w.command("", firstCommand()), nil)
+	begin := w.command("", firstCommand())
+	begin.V = 1
+	same("bootstrap", begin, nil)
+	early := w.command("", BeginEpoch{Began: w.now.Add(time.Hour).UnixMilli(), Lineage: testLineage, Reason: "why"})
+	same("an epoch before version 2", early, ErrInvalid)
+	early.V = 1
+	same("an epoch in version 1", early, ErrInvalid)
+	stranger := w.command("", signManifest(testManifest(2, "n1", "n2", "n3", "n4"), testRoot(RoleIdentity, 0)))
+	stranger.V, stranger.Node = 1, "n4"
+	same("a node that introduces itself before version 2", stranger, ErrDenied)
+	first := w.command("", RaiseVersion{Version: 2})
+	first.V = 1
+	same("version 2", first, nil)
+	conditional := w.command("ada", ProposeChange{ID: w.id(), Edit: Edit{Kind: EditPolicySet, YAML: "version: 2\nrules: []\n"}, BaseRevision: 1})
+	conditional.V = 2
+	same("a policy of the second form before version 3", conditional, ErrInvalid)
+	answered := w.command("alice", CreateRequest{ID: w.id(), Answers: []Answer{{Rule: "x", Holds: true}}})
+	answered.V = 2
+	same("answers before version 3", answered, ErrInvalid)
+	anchors := w.command("", AnchorAccess{Heads: []AnchoredHead{anchorHead("payments", 1)}})
+	anchors.V = 2
+	same("an anchor in version 2", anchors, ErrInvalid)
+	second := w.command("", RaiseVersion{Version: 3})
+	second.V = 2
+	same("version 3", second, nil)
+	same("an anchor", w.command("", AnchorAccess{Heads: []AnchoredHead{anchorHead("payments", 1)}}), nil)
 	same("the version of old", w.command("ada", BlockSubject{Subject: spiffe("agent/y"), Reason: "why"}), nil)
 	same("one that is not agreed on", block(Next), ErrInvalid)
 	bad := w.command("", RaiseVersion{Version: Next})

@@ -100,9 +100,16 @@ func decodeCommand(data []byte, speaks int) (Command, error) {
 	if e.V < 1 || e.V > speaks {
 		return Command{}, notSpoken(e.V)
 	}
+	if e.V < e.Kind.since() {
+		// A node that knows earlier versions alone refuses it too.
+		return Command{}, notSpoken(e.V)
+	}
 	body, err := decodeBody(e.Kind, e.Body)
 	if err != nil {
 		return Command{}, fmt.Errorf("approval: decode command: %w: %w", ErrInvalid, err)
+	}
+	if e.V < needs(body) {
+		return Command{}, notSpoken(e.V)
 	}
 	c := Command{e.V, e.ID, e.Kind, e.Now, e.Node, e.Actor, e.Trace, e.Idem, body}
 	again, err := c.Encode()
@@ -119,6 +126,22 @@ func decodeCommand(data []byte, speaks int) (Command, error) {
 // and where the cluster has not agreed on it, so that all nodes come to the same.
 func notSpoken(version int) error {
 	return fmt.Errorf("approval: %w: the cluster does not speak version %d of commands", ErrInvalid, version)
+}
+
+// needs is the version of commands that brought what a body says, beyond that of
+// its kind.
+func needs(body Body) int {
+	switch b := body.(type) {
+	case CreateRequest:
+		if len(b.Answers) > 0 {
+			return 3
+		}
+	case DecideRequest:
+		if len(b.Answers)+len(b.Narrowed) > 0 {
+			return 3
+		}
+	}
+	return 1
 }
 
 func decodeBody(kind Kind, data []byte) (Body, error) {
@@ -161,12 +184,22 @@ func decodeBody(kind Kind, data []byte) (Body, error) {
 		return decodeAs[HandOver](data)
 	case KindRaiseVersion:
 		return decodeAs[RaiseVersion](data)
+	case KindBeginEpoch:
+		return decodeAs[BeginEpoch](data)
 	case KindProposeChange:
 		return decodeAs[ProposeChange](data)
 	case KindDecideChange:
 		return decodeAs[DecideChange](data)
 	case KindCancelChange:
 		return decodeAs[CancelChange](data)
+	case KindRegisterEmergency:
+		return decodeAs[RegisterEmergency](data)
+	case KindImportEmergency:
+		return decodeAs[ImportEmergency](data)
+	case KindRevokeEmergency:
+		return decodeAs[RevokeEmergency](data)
+	case KindAnchorAccess:
+		return decodeAs[AnchorAccess](data)
 	}
 	return nil, fmt.Errorf("unknown kind %q", kind)
 }
@@ -246,6 +279,12 @@ func decodeObject(kind string, data []byte) (Object, error) {
 		return objectAs[Cluster](data)
 	case "ticked":
 		return objectAs[Ticked](data)
+	case "emergency journal":
+		return objectAs[EmergencyJournal](data)
+	case "emergency revocation":
+		return objectAs[EmergencyRevocation](data)
+	case "anchored":
+		return objectAs[Anchored](data)
 	}
 	return nil, fmt.Errorf("unknown object kind %q", kind)
 }

@@ -41,7 +41,7 @@ type control struct {
 }
 
 func benchControl(ctx context.Context, r *report) error {
-	stage, err := demo.NewStage(demo.Options{Binary: r.binary, Out: r.log})
+	stage, err := demo.NewStage(demo.Options{Binary: r.binary, Out: r.log, Unpaced: true})
 	if err != nil {
 		return err
 	}

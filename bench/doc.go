@@ -13,7 +13,9 @@
 //     both along;
 //   - CPU is what the server's own processes used (user and system time, from
 //     /proc), never the client's;
-//   - a peer that is not installed prints "missing", never a number.
+//   - a peer that is not installed prints "missing", never a number;
+//   - peers are set up as their makers would for that work: kept connections to the
+//     upstream, one worker where more would only get in each other's way.
 //
 // Peers come from Debian's packages and from Go modules that bench/peers pins
 // (bench/setup gets them). On stderr it says which versions it met.

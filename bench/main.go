@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"debug/buildinfo"
 	"errors"
@@ -26,13 +27,14 @@ func suites() []suite {
 	return []suite{
 		{"scope", benchScope},
 		{"control", benchControl},
+		{"size", benchSize},
 		{"proxy", benchProxy},
 	}
 }
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == upstreamWord {
-		os.Exit(upstreamMain(os.Args[2:]))
+	if code, ok := words(os.Args[1:]); ok {
+		os.Exit(code)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -46,18 +48,28 @@ func main() {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	only := flags.String("only", os.Getenv("ONLY"), "one suite: scope, control or proxy")
-	part := flags.String("part", "", "one part of the control suite: writes, mint, approve, revoke, expiry or failover")
+	only := flags.String("only", os.Getenv("ONLY"), "one suite: scope, control, size or proxy")
+	part := flags.String("part", "", "one part of a suite: writes, mint, approve, revoke, expiry or failover of control; restart, rebuild, reads or join of size; http, grpc or tcp of proxy, and of http conn, http1, http2 or idle")
 	binary := flags.String("hallpass", "bin/hallpass", "the binary to measure")
 	peers := flags.String("peers", ".bin/peers", "folder of the peers that bench/setup builds")
+	seeds := flags.String("seeds", ".bin/seeds", "folder of the clusters that were seeded, which later runs go on with")
+	scale := flags.Float64("scale", 0, "size of the seeded cluster: 1, the default with -only size, is a million grants and ten million audit entries; else 0.02")
+	against := flags.String("against", "", "peers of proxy to compare with, with commas between; empty: all")
 	pairs := flags.Int("pairs", 5, "turns that ours and theirs take")
-	limit := flags.Duration("limit", 20*time.Minute, "give up after this long")
+	limit := flags.Duration("limit", 0, "give up after this long; the default is 20m, and 3h with -only size, which seeds first")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	all := suites()
 	if *only != "" && !slices.ContainsFunc(all, func(s suite) bool { return s.name == *only }) {
-		return fmt.Errorf("-only %q: want scope, control or proxy", *only)
+		return fmt.Errorf("-only %q: want scope, control, size or proxy", *only)
+	}
+	if *only == "size" {
+		*scale, *limit = cmp.Or(*scale, 1), cmp.Or(*limit, 3*time.Hour)
+	}
+	*scale, *limit = cmp.Or(*scale, 0.02), cmp.Or(*limit, 20*time.Minute)
+	if *scale < 0.001 || *scale > 1 {
+		return fmt.Errorf("-scale %g: want 0.001 to 1", *scale)
 	}
 	ctx, cancel := context.WithTimeout(ctx, *limit)
 	defer cancel()
@@ -68,15 +80,21 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	defer func() { _ = os.RemoveAll(dir) }() // scratch
 	var failed []error
 	for _, s := range all {
-		if *only != "" && s.name != *only {
+		if !chosen(s.name, *only, *part) {
 			continue
 		}
-		r := &report{out: stdout, log: stderr, dir: dir, binary: *binary, part: *part, peers: *peers, pairs: *pairs}
+		r := &report{out: stdout, log: stderr, dir: dir, binary: *binary, part: *part, peers: *peers, seeds: *seeds, scale: *scale, pairs: *pairs, against: *against}
 		if err := s.run(ctx, r); err != nil {
 			failed = append(failed, fmt.Errorf("%s: %w", s.name, err))
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// chosen says whether a suite is run. That of control has the one of size with it, at
+// the scale of a run of everything; at full size that is a run of its own.
+func chosen(name, only, part string) bool {
+	return only == "" || name == only || name == "size" && only == "control" && part == ""
 }
 
 // report is where a suite prints and what it needs to know.
@@ -86,7 +104,10 @@ type report struct {
 	binary   string
 	part     string // of a suite; empty: all
 	peers    string // folder of the peers that bench/setup built
+	seeds    string // folder of seeded clusters
+	scale    float64
 	pairs    int
+	against  string // peers of the proxy; empty: all
 }
 
 // figure prints one measured value.

@@ -70,31 +70,39 @@ func (c *control) mint(ctx context.Context) error {
 		if turn == 0 {
 			continue // warm-up
 		}
-		found = append(found, b/a)
-		c.r.note("mint: ours %.0f µs CPU each, step-ca %.0f µs", a*1e6, b*1e6)
+		found = append(found, b.cpu/a.cpu)
+		c.r.note("mint: ours %.0f µs CPU each at %.0f a second, step-ca %.0f µs at %.0f", a.cpu*1e6, a.rate, b.cpu*1e6, b.rate)
 	}
 	c.r.figure(name, median(found), "ratio")
 	return nil
 }
 
-// mintFor returns the CPU seconds that one certificate takes.
-func mintFor(ctx context.Context, w committer, cpu func() (time.Duration, error)) (float64, error) {
+// minted is what a turn came to.
+type minted struct {
+	cpu  float64 // seconds that one certificate takes
+	rate float64 // certificates a second
+}
+
+func mintFor(ctx context.Context, w committer, cpu func() (time.Duration, error)) (minted, error) {
 	before, err := cpu()
 	if err != nil {
-		return 0, err
+		return minted{}, err
 	}
+	begin := time.Now()
 	done, err := repeat(ctx, mintLanes, mintTurn, w.write)
 	if err != nil {
-		return 0, err
+		return minted{}, err
 	}
+	took := time.Since(begin)
 	after, err := cpu()
 	if err != nil {
-		return 0, err
+		return minted{}, err
 	}
 	if done.requests == 0 {
-		return 0, errors.New("no certificate was made")
+		return minted{}, errors.New("no certificate was made")
 	}
-	return (after - before).Seconds() / float64(done.requests), nil
+	n := float64(done.requests)
+	return minted{cpu: (after - before).Seconds() / n, rate: n / took.Seconds()}, nil
 }
 
 // minters has a grant made and asks for its certificates, as its subject.

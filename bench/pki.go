@@ -29,7 +29,7 @@ const (
 	identityDomain = "acme.test"
 	grantDomain    = "grants.acme.test"
 	benchService   = "payments"
-	benchScopeID   = "spiffe://grants.acme.test/v1/payments/_can/http/GET/accounts/_rest/_for/acme.test/user/alice/_id/0199f3a0-5c1e-7a3b-9c4d-2e5f60718293"
+	benchScopeID   = "spiffe://grants.acme.test/v1/payments/_can/grpc/bank.Ledger/Transfer/_and/http/GET/accounts/_rest/_and/tcp/_for/acme.test/user/alice/_id/0199f3a0-5c1e-7a3b-9c4d-2e5f60718293"
 )
 
 // newPKI makes the certificates and writes what the servers read into dir.
@@ -77,14 +77,27 @@ func (p *pki) path(name string) string { return filepath.Join(p.dir, name) }
 
 // clientTLS is what the load generator dials with. Sessions are never resumed:
 // neither side offers tickets, so each connection is a whole handshake.
-func (p *pki) clientTLS(protocol string) *tls.Config {
+func (p *pki) clientTLS(protocols ...string) *tls.Config {
 	return &tls.Config{
 		MinVersion:   tls.VersionTLS13,
 		RootCAs:      p.roots,
 		ServerName:   "localhost",
 		Certificates: []tls.Certificate{p.client},
-		NextProtos:   []string{protocol},
+		NextProtos:   protocols,
 	}
+}
+
+// joined is the service's certificate and key in one file, as HAProxy wants them.
+func (p *pki) joined() (string, error) {
+	cert, err := os.ReadFile(p.path("cert.pem"))
+	if err != nil {
+		return "", err
+	}
+	key, err := os.ReadFile(p.path("key.pem"))
+	if err != nil {
+		return "", err
+	}
+	return p.path("pair.pem"), os.WriteFile(p.path("pair.pem"), append(cert, key...), 0o600)
 }
 
 type authority struct {

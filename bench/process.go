@@ -22,7 +22,15 @@ type process struct {
 
 // start runs a server; stop ends it.
 func start(ctx context.Context, name string, args ...string) (*process, error) {
+	return startTo(ctx, nil, name, args...)
+}
+
+// startTo runs a server whose standard output is out; nil discards it.
+func startTo(ctx context.Context, out *os.File, name string, args ...string) (*process, error) {
 	p := &process{cmd: exec.CommandContext(ctx, name, args...)}
+	if out != nil {
+		p.cmd.Stdout = out
+	}
 	p.cmd.Stderr = &p.stderr
 	p.cmd.WaitDelay = time.Second
 	if err := p.cmd.Start(); err != nil {

@@ -2,105 +2,200 @@ package main
 
 import (
 	"context"
-	"errors"
+	"crypto/tls"
 	"fmt"
-	"net"
-	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
 
-// side is one of the two servers of a comparison.
-type side struct {
-	name    string
-	process *process
-	address string
+// turn is how long a server is asked to work in one turn.
+const turn = 1500 * time.Millisecond
+
+// contest is one kind of work that ours and its peers take turns at.
+type contest struct {
+	prefix, suffix string // of its figures: prefix + "cpu_vs_" + peer + suffix
+	kind           string
+	peers          []string
+	p50            bool
+	floor          string // the figure over the crypto floor
+	load           func(s side) (work, error)
 }
 
-// benchProxy compares the proxy with nginx: mutual TLS in, HTTP/1.1 out to the
-// same upstream, an access log written by both.
+func contests(ctx context.Context, certs *pki) []contest {
+	classic, hybrid, h2, raw := certs.clientTLS("http/1.1"), certs.clientTLS("http/1.1"), certs.clientTLS("h2"), certs.clientTLS()
+	classic.CurvePreferences = []tls.CurveID{tls.X25519} // what all of them can do
+	all := []string{"nginx", "haproxy", "caddy", "reverseproxy"}
+	return []contest{
+		{"proxy.conn.", "", kindHTTP, all, false, "proxy.conn.cpu_vs_crypto_floor", func(s side) (work, error) {
+			return connect(ctx, s.address, classic, 4, turn)
+		}},
+		{"proxy.conn.", ".hybrid", kindHTTP, all, false, "", func(s side) (work, error) {
+			return connect(ctx, s.address, hybrid, 4, turn)
+		}},
+		{"proxy.http1.", ".saturated", kindHTTP, all, false, "", func(s side) (work, error) {
+			return saturate(ctx, s.address, classic, 16, turn)
+		}},
+		{"proxy.http1.", ".paced", kindHTTP, all, true, "", func(s side) (work, error) {
+			return pace(ctx, s.address, classic, 16, 3000, turn)
+		}},
+		{"proxy.http2.", "", kindHTTP, all, false, "", func(s side) (work, error) {
+			return streams(ctx, s.address, h2, 32, turn, false)
+		}},
+		{"proxy.grpc.", "", kindGRPC, all, false, "", func(s side) (work, error) {
+			return streams(ctx, s.address, h2, 32, turn, true)
+		}},
+		{"proxy.tcp.", "", kindTCP, []string{"nginx", "haproxy"}, false, "", func(s side) (work, error) {
+			return bulk(ctx, s.address, raw, 128<<20)
+		}},
+	}
+}
+
+// benchProxy compares the proxy with what it would stand in for: mutual TLS in, the
+// same upstream behind all, an access log written by all.
 func benchProxy(ctx context.Context, r *report) error {
-	names := []string{
-		"proxy.conn.cpu_vs_nginx", "proxy.http1.cpu_vs_nginx.saturated",
-		"proxy.http1.cpu_vs_nginx.paced", "proxy.http1.p50_vs_nginx.paced",
-	}
-	nginx, err := exec.LookPath("nginx")
-	if err != nil {
-		nginx, err = exec.LookPath("/usr/sbin/nginx")
-	}
-	if err != nil {
-		r.note("nginx is not here: bench/setup installs it")
-		r.missing(names...)
-		return nil
-	}
-	version, _ := exec.CommandContext(ctx, nginx, "-v").CombinedOutput()
-	r.note("%s", strings.TrimSpace(string(version)))
 	certs, err := newPKI(r.dir)
 	if err != nil {
 		return err
 	}
-	upstream, err := startUpstream(ctx)
+	for _, kind := range []string{kindHTTP, kindGRPC, kindTCP} {
+		if r.part != "" && r.part != kind && (kind != kindHTTP || !slices.Contains(partsOfHTTP(), r.part)) {
+			continue
+		}
+		if err := benchKind(ctx, r, certs, kind); err != nil {
+			return fmt.Errorf("%s: %w", kind, err)
+		}
+	}
+	return nil
+}
+
+// partsOfHTTP are the parts of kind http, by the second word of their figures.
+func partsOfHTTP() []string { return []string{"conn", "http1", "http2", "idle"} }
+
+// wants says whether the figures that begin so are asked for.
+func (r *report) wants(kind, prefix string) bool {
+	return r.part == "" || r.part == kind || strings.HasPrefix(prefix, "proxy."+r.part+".")
+}
+
+func benchKind(ctx context.Context, r *report, certs *pki, kind string) error {
+	word := upstreamWord
+	if kind == kindTCP {
+		word = tcpUpstreamWord
+	}
+	upstream, err := startUpstream(ctx, word)
 	if err != nil {
 		return err
 	}
 	defer upstream.process.stop()
-	ours, err := startHallpass(ctx, r, certs, upstream.address)
+	sides, stop, err := startAll(ctx, r, certs, kind, upstream.address)
 	if err != nil {
 		return err
 	}
-	defer ours.process.stop()
-	theirs, err := startNginx(ctx, r, nginx, certs, upstream.address)
-	if err != nil {
-		return err
-	}
-	defer theirs.process.stop()
-	return compareAll(ctx, r, certs, ours, theirs)
-}
-
-func compareAll(ctx context.Context, r *report, certs *pki, ours, theirs side) error {
-	conf := certs.clientTLS("http/1.1")
-	kinds := []struct {
-		name string
-		p50  string
-		load func(s side) (work, error)
-	}{
-		{"proxy.conn.cpu_vs_nginx", "", func(s side) (work, error) {
-			return connect(ctx, s.address, conf, 4, 2*time.Second)
-		}},
-		{"proxy.http1.cpu_vs_nginx.saturated", "", func(s side) (work, error) {
-			return saturate(ctx, s.address, conf, 16, 2*time.Second)
-		}},
-		{"proxy.http1.cpu_vs_nginx.paced", "proxy.http1.p50_vs_nginx.paced", func(s side) (work, error) {
-			return pace(ctx, s.address, conf, 16, 3000, 2*time.Second)
-		}},
-	}
-	for _, kind := range kinds {
-		var cpu, p50 []float64
-		for turn := range r.pairs + 1 {
-			a, err := measure(ours, kind.load)
-			if err != nil {
-				return err
-			}
-			b, err := measure(theirs, kind.load)
-			if err != nil {
-				return err
-			}
-			if turn == 0 {
-				continue // warm-up
-			}
-			cpu = append(cpu, a.cpu/b.cpu)
-			p50 = append(p50, a.p50/b.p50)
-			r.note("%s: ours %.1f µs CPU each, nginx %.1f µs", kind.name, a.cpu*1e6, b.cpu*1e6)
+	defer stop()
+	for _, c := range contests(ctx, certs) {
+		if c.kind != kind || !r.wants(kind, c.prefix) {
+			continue
 		}
-		r.figure(kind.name, median(cpu), "ratio")
-		if kind.p50 != "" {
-			r.figure(kind.p50, median(p50), "ratio")
+		if err := c.run(r, sides); err != nil {
+			return fmt.Errorf("%s%s: %w", c.prefix, c.suffix, err)
+		}
+	}
+	if kind != kindHTTP || !r.wants(kind, "proxy.idle.") {
+		return nil
+	}
+	conf := certs.clientTLS("http/1.1")
+	for _, s := range sides {
+		kb, err := idle(ctx, s, conf)
+		if err != nil {
+			return fmt.Errorf("idle: %s: %w", s.name, err)
+		}
+		if name := "proxy.idle.kb"; s.name == sides[0].name {
+			r.figure(name, kb, "KB")
+		} else {
+			r.figure(name+"."+s.name, kb, "KB")
 		}
 	}
 	return nil
+}
+
+// run has all take turns and prints the medians of ours over each of theirs.
+func (c contest) run(r *report, sides []side) error {
+	cpu, p50 := make(map[string][]float64), make(map[string][]float64)
+	var floor, best []float64
+	for n := range r.pairs + 1 {
+		var ours cost
+		least := 0.0
+		for i, s := range sides {
+			got, err := measure(s, c.load)
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				continue // warm-up
+			}
+			r.note("%s%s: %s %.2f µs CPU %s", c.prefix, c.suffix, s.name, got.cpu*1e6*c.unit(), c.each())
+			if i == 0 {
+				ours = got
+				continue
+			}
+			cpu[s.name] = append(cpu[s.name], ours.cpu/got.cpu)
+			p50[s.name] = append(p50[s.name], ours.p50/got.p50)
+			if least == 0 || got.cpu < least {
+				least = got.cpu
+			}
+		}
+		if n > 0 && least > 0 {
+			best = append(best, ours.cpu/least)
+		}
+		if n > 0 && c.floor != "" {
+			f, err := cryptoFloor(2000)
+			if err != nil {
+				return err
+			}
+			r.note("%s: the floor is %.1f µs", c.floor, f*1e6)
+			floor = append(floor, ours.cpu/f)
+		}
+	}
+	for _, peer := range c.peers {
+		ratio(r, c.cpuName(peer), cpu[peer])
+		if c.p50 {
+			ratio(r, c.p50Name(peer), p50[peer])
+		}
+	}
+	if c.floor != "" {
+		r.figure(c.floor, median(floor), "ratio")
+	}
+	if c.kind == kindTCP {
+		ratio(r, c.cpuName("best"), best)
+	}
+	return nil
+}
+
+func (c contest) cpuName(peer string) string { return c.prefix + "cpu_vs_" + peer + c.suffix }
+func (c contest) p50Name(peer string) string { return c.prefix + "p50_vs_" + peer + c.suffix }
+
+// unit and each say of how much work the notes tell: of a MB of bytes, else of one.
+func (c contest) unit() float64 {
+	if c.kind == kindTCP {
+		return 1e6
+	}
+	return 1
+}
+
+func (c contest) each() string {
+	if c.kind == kindTCP {
+		return "a MB"
+	}
+	return "each"
+}
+
+// ratio prints the median, or that the peer is missing.
+func ratio(r *report, name string, ratios []float64) {
+	if len(ratios) == 0 {
+		r.missing(name)
+		return
+	}
+	r.figure(name, median(ratios), "ratio")
 }
 
 // cost is what one piece of work took.
@@ -127,131 +222,4 @@ func measure(s side, load func(side) (work, error)) (cost, error) {
 		latencies[i] = l.Seconds()
 	}
 	return cost{cpu: (after - before).Seconds() / float64(done.requests), p50: median(latencies)}, nil
-}
-
-func startHallpass(ctx context.Context, r *report, certs *pki, upstream string) (side, error) {
-	address, err := freeAddress()
-	if err != nil {
-		return side{}, err
-	}
-	config := fmt.Sprintf(`service: %s
-listen: %s
-protocol: http
-hosts: [localhost]
-upstream: http://%s
-trust_domain: %s
-grant_trust_domain: %s
-certificate: %s
-key: %s
-identity_bundle: %s
-grants_bundle: %s
-access_log: {path: %s}
-`, benchService, address, upstream, identityDomain, grantDomain,
-		certs.path("cert.pem"), certs.path("key.pem"), certs.path("identity-bundle.pem"), certs.path("grants-bundle.pem"),
-		filepath.Join(r.dir, "access.jsonl"))
-	file := filepath.Join(r.dir, "proxy.yaml")
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
-		return side{}, err
-	}
-	p, err := start(ctx, r.binary, "proxy", "--config", file)
-	if err != nil {
-		return side{}, err
-	}
-	if err := p.waitFor(ctx, address); err != nil {
-		p.stop()
-		return side{}, err
-	}
-	return side{name: "hallpass", process: p, address: address}, nil
-}
-
-func startNginx(ctx context.Context, r *report, nginx string, certs *pki, upstream string) (side, error) {
-	address, err := freeAddress()
-	if err != nil {
-		return side{}, err
-	}
-	config := fmt.Sprintf(`daemon off;
-worker_processes 1;
-pid %[1]s/nginx.pid;
-error_log %[1]s/nginx-error.log warn;
-user root;
-events { worker_connections 4096; }
-http {
-  access_log %[1]s/nginx-access.log combined;
-  client_body_temp_path %[1]s/nginx-body; proxy_temp_path %[1]s/nginx-proxy;
-  fastcgi_temp_path %[1]s/nginx-f; uwsgi_temp_path %[1]s/nginx-u; scgi_temp_path %[1]s/nginx-s;
-  keepalive_requests 10000000;
-  upstream service { server %[2]s; keepalive 64; keepalive_requests 10000000; }
-  server {
-    listen %[3]s ssl;
-    ssl_protocols TLSv1.3;
-    ssl_certificate %[4]s; ssl_certificate_key %[5]s;
-    ssl_client_certificate %[6]s; ssl_verify_client on; ssl_verify_depth 3;
-    ssl_session_tickets off; ssl_session_cache off;
-    location /accounts/ {
-      proxy_pass http://service; proxy_http_version 1.1; proxy_set_header Connection "";
-      proxy_set_header Host $host; proxy_set_header X-Forwarded-Client-Cert $ssl_client_s_dn;
-    }
-    location / { return 403; }
-  }
-}
-`, r.dir, upstream, address, certs.path("cert.pem"), certs.path("key.pem"), certs.path("grants-bundle.pem"))
-	file := filepath.Join(r.dir, "nginx.conf")
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
-		return side{}, err
-	}
-	p, err := start(ctx, nginx, "-c", file, "-p", r.dir)
-	if err != nil {
-		return side{}, err
-	}
-	if err := p.waitFor(ctx, address); err != nil {
-		p.stop()
-		return side{}, err
-	}
-	return side{name: "nginx", process: p, address: address}, nil
-}
-
-// upstreamWord as the first argument makes this program the upstream, so that
-// the upstream's time is not counted as anyone else's.
-const upstreamWord = "upstream"
-
-func startUpstream(ctx context.Context) (side, error) {
-	address, err := freeAddress()
-	if err != nil {
-		return side{}, err
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return side{}, err
-	}
-	p, err := start(ctx, self, upstreamWord, address)
-	if err != nil {
-		return side{}, err
-	}
-	if err := p.waitFor(ctx, address); err != nil {
-		p.stop()
-		return side{}, err
-	}
-	return side{name: upstreamWord, process: p, address: address}, nil
-}
-
-func upstreamMain(args []string) int {
-	if len(args) != 1 {
-		return 2
-	}
-	body := []byte(strings.Repeat("x", 1024))
-	server := &http.Server{
-		Addr:              args[0],
-		ReadHeaderTimeout: 10 * time.Second,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			_, _ = w.Write(body) // the client may be gone
-		}),
-	}
-	l, err := net.Listen("tcp", args[0])
-	if err != nil {
-		return 1
-	}
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return 1
-	}
-	return 0
 }

@@ -53,7 +53,7 @@ func (c *control) writes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	walStage, err := demo.NewStage(demo.Options{Binary: r.binary, Out: r.log, LogStore: "wal"})
+	walStage, err := demo.NewStage(demo.Options{Binary: r.binary, Out: r.log, LogStore: "wal", Unpaced: true})
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,8 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/http/pprof"
+	"strings"
 	"time"
 
 	"github.com/hallpass/hallpass/approval"
@@ -39,13 +41,19 @@ const (
 func (s *Server) Health() Health { return s.n.health() }
 
 func (n *node) health() Health {
-	h := Health{Node: n.node.ID, Findings: []Finding{n.checkStore(), n.checkLeader(), n.checkBootstrap(), n.checkMember(), n.checkFeed(), n.checkClock()}}
+	h := Health{Node: n.node.ID, Findings: []Finding{n.checkStore(), n.checkLeader(), n.checkBootstrap(), n.checkBegun(), n.checkMember(), n.checkApplied(), n.checkFeed(), n.checkClock()}}
 	h.Findings = append(h.Findings,
 		n.checkIssuer("identity issuer", approval.RoleIdentity),
 		n.checkIssuer("grant issuer", approval.RoleGrant),
 		n.checkCertificate("api certificate", n.custody.get().api.Leaf),
 		n.checkFolder(),
-		n.checkRecords())
+		n.checkRecords(),
+		n.checkCosigner(),
+		n.checkUncommitted(),
+		n.checkJournals(),
+		n.checkAccessLogs(),
+		n.checkWitnesses(),
+		stateFinding(n.store.Status().Differing))
 	h.Ready = true
 	for _, f := range h.Findings {
 		h.Ready = h.Ready && f.Status != statusFail
@@ -60,6 +68,17 @@ func (n *node) checkStore() Finding {
 	return Finding{"store", statusOK, ""}
 }
 
+// checkApplied fails while the node goes through what it missed, or had before it
+// was killed: one that is restarted then leaves nobody who can lead at once.
+func (n *node) checkApplied() Finding { return appliedFinding(n.store.Status()) }
+
+func appliedFinding(st raftstore.Status) Finding {
+	if behind := st.Behind(); behind > 0 {
+		return Finding{"applied", statusFail, fmt.Sprintf("%d of %d entries of the log are not in the state yet", behind, st.LastLog)}
+	}
+	return Finding{"applied", statusOK, ""}
+}
+
 // checkRecords warns while this node is no backup of the audit log.
 func (n *node) checkRecords() Finding {
 	st := n.store.Status()
@@ -68,6 +87,15 @@ func (n *node) checkRecords() Finding {
 			"%d of %d entries are missing here and are fetched from the other nodes: take none away", st.RecordsMissing, st.Records)}
 	}
 	return Finding{"audit log", statusOK, fmt.Sprintf("%d entries", st.Records)}
+}
+
+// stateFinding warns while voters have another state than this node, and no majority says whose is wrong.
+func stateFinding(differing []string) Finding {
+	if len(differing) > 0 {
+		return Finding{"state", statusWarn, fmt.Sprintf(
+			"%s had another state at the same index: of one of you the state went wrong", strings.Join(differing, " and "))}
+	}
+	return Finding{"state", statusOK, ""}
 }
 
 func (n *node) checkLeader() Finding {
@@ -161,12 +189,25 @@ func (n *node) adminServer(serving context.Context, metrics http.Handler) *http.
 	if metrics != nil {
 		mux.Handle("GET /metrics", metrics)
 	}
+	if n.profiles {
+		profiles(mux)
+	}
 	return &http.Server{
 		Handler: mux, ReadHeaderTimeout: n.limits.Header, ReadTimeout: n.limits.Header,
 		WriteTimeout: 30 * time.Second, IdleTimeout: n.limits.Idle, MaxHeaderBytes: maxHeader,
 		ErrorLog:    log.New(handshakeLog{n}, "", 0),
 		BaseContext: func(net.Listener) context.Context { return serving },
 	}
+}
+
+// profiles serves what the node is busy with. The package registers the same with
+// http.DefaultServeMux, which no server of ours serves.
+func profiles(mux *http.ServeMux) {
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {

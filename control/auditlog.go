@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"sync"
 
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -92,52 +91,27 @@ func auditSize(s approval.State) (uint64, error) {
 	return uint64(max(size, 0)), err
 }
 
-// checkpoints keeps the last checkpoint that this node signed.
-type checkpoints struct {
-	mu     sync.Mutex
-	last   audit.Checkpoint // guarded by mu
-	signed []byte           // guarded by mu
-}
-
 // AuditCheckpoint implements api.AuditBackend.
 func (b backend) AuditCheckpoint(ctx context.Context, call api.Call) (out api.AuditCheckpoint, err error) {
 	var head audit.Checkpoint
-	err = b.viewAsPerson(ctx, call, func(s approval.State) error {
+	if err := b.viewAsPerson(ctx, call, func(s approval.State) error {
 		c, err := s.Cluster()
 		if err != nil {
 			return err
 		}
 		head.Origin = audit.Origin(c.TrustDomain, c.Epoch)
-		if head.Size, err = s.AuditSize(); err != nil {
-			return err
-		}
-		head.Root, err = audit.Root(s, head.Size)
+		head.Size, err = s.AuditSize()
 		return err
-	})
-	if err != nil {
+	}); err != nil {
 		return out, err
 	}
-	signed, err := b.heads.sign(b.node, head)
+	head, signed, err := b.publish(ctx, head)
 	if err != nil {
 		return out, err
 	}
 	return api.AuditCheckpoint{
 		Checkpoint: string(signed), Origin: head.Origin, Size: uint64(head.Size), Root: hash64(head.Root),
 	}, nil
-}
-
-func (c *checkpoints) sign(n *node, head audit.Checkpoint) ([]byte, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.signed != nil && c.last == head {
-		return c.signed, nil
-	}
-	signed, err := head.Sign(n.node.AuditSigner)
-	if err != nil {
-		return nil, err
-	}
-	c.last, c.signed = head, signed
-	return signed, nil
 }
 
 func hash64(h tlog.Hash) string { return base64.StdEncoding.EncodeToString(h[:]) }

@@ -59,7 +59,7 @@ func (n *node) look(ctx context.Context, call api.Call, fn func(approval.State) 
 
 // local reads the node's own state.
 func (n *node) local(fn func(approval.State) error) error {
-	err := n.store.View(func(r raftstore.Reader, _ uint64) error { return fn(approval.Read(r)) })
+	err := n.store.View(func(r raftstore.Reader, _ uint64) error { return fn(n.memory.Read(r)) })
 	return storeProblem(err)
 }
 
@@ -101,6 +101,9 @@ func storeProblem(err error) error {
 // is a refusal of the state machine, or says that nothing or something unknown
 // happened.
 func (n *node) propose(ctx context.Context, call api.Call, body approval.Body) (approval.Result, error) {
+	if err := n.checkEpoch(); err != nil {
+		return approval.Result{}, err
+	}
 	cmd, err := n.command(ctx, body)
 	if err != nil {
 		return approval.Result{}, err
@@ -109,7 +112,11 @@ func (n *node) propose(ctx context.Context, call api.Call, body approval.Body) (
 	if call.Key != "" {
 		cmd.Idem = &approval.Idem{Key: call.Key, BodyHash: call.BodyHash}
 	}
-	return n.commit(ctx, cmd)
+	res, err := n.commit(ctx, cmd)
+	if err == nil {
+		err = storeProblem(n.failpoint("after a call's commit"))
+	}
+	return res, err
 }
 
 // command fills in what the node knows.
@@ -123,7 +130,7 @@ func (n *node) command(ctx context.Context, body approval.Body) (approval.Comman
 	}, nil
 }
 
-// commit proposes a command and decodes its result.
+// commit proposes a command and returns what it came to.
 func (n *node) commit(ctx context.Context, cmd approval.Command) (res approval.Result, err error) {
 	if err := n.clock.check(time.UnixMilli(cmd.Now)); err != nil {
 		return res, err
@@ -142,14 +149,12 @@ func (n *node) commit(ctx context.Context, cmd approval.Command) (res approval.R
 		return res, storeProblem(err)
 	}
 	_, raw, err := n.store.Propose(ctx, data)
-	if err == nil {
-		err = n.failpoint("after the commit")
-	}
 	if err != nil {
 		return res, storeProblem(err)
 	}
-	if res, err = approval.DecodeResult(raw); err != nil {
-		return res, fmt.Errorf("result: %w", err)
+	res, ok := raw.(approval.Result)
+	if !ok {
+		return res, fmt.Errorf("the command came to a %T", raw)
 	}
 	return res, res.Failure()
 }
@@ -183,18 +188,19 @@ func (n *node) counted(ctx context.Context, err error) error {
 type eyes struct {
 	id     spiffeid.ID
 	person string
+	ids    []string // of the person, or the caller's own
 	owns   []string
 	groups []string
 	admin  bool
 }
 
 func eyesOf(s approval.State, id spiffeid.ID) (eyes, error) {
-	e := eyes{id: id}
+	e := eyes{id: id, ids: []string{id.String()}}
 	p, ok, err := s.PersonOf(id)
 	if err != nil || !ok {
 		return e, err
 	}
-	e.person, e.owns, e.groups = p.Name, p.Owns, s.GroupsOf(p.Name)
+	e.person, e.ids, e.owns, e.groups = p.Name, p.IDs, p.Owns, s.GroupsOf(p.Name)
 	e.admin = slices.Contains(e.groups, approval.AdminGroup)
 	return e, nil
 }
@@ -208,24 +214,36 @@ func (e eyes) mapped() error {
 }
 
 func (e eyes) involved(requester, subject string, required []approval.Requirement) bool {
-	id := e.id.String()
-	return e.admin || id == requester || id == subject || slices.Contains(e.owns, subject) ||
+	return e.admin || slices.Contains(e.ids, requester) || slices.Contains(e.ids, subject) || slices.Contains(e.owns, subject) ||
 		slices.ContainsFunc(required, func(q approval.Requirement) bool { return slices.Contains(e.groups, q.Group) })
 }
 
 // sees reports whether a request is the caller's to see: its requester and
 // subject, the subject's owners, whoever may decide it, and admins. All
-// identities of a person are that person.
+// identities that a person has now are that person; one that was taken from a
+// person takes what was asked for under it along.
 func (e eyes) sees(r approval.Request) bool {
-	if e.person != "" && r.RequesterPerson == e.person {
-		return true
-	}
 	for _, rev := range r.Revisions {
 		if e.involved(r.Requester, r.Subject, rev.Requirements) {
 			return true
 		}
 	}
 	return false
+}
+
+// among has a list leave out what is not the caller's to see, without reading it:
+// whatever sees goes by is a name in the record.
+func (e eyes) among(f approval.Filter) approval.Filter {
+	if e.admin {
+		return f
+	}
+	own := slices.Concat(e.ids, e.owns)
+	if len(e.groups) == 0 && len(own) <= approval.MaxOf {
+		f.Of = own
+		return f
+	}
+	f.Among = slices.Concat(own, e.groups)
+	return f
 }
 
 func (e eyes) seesGrant(g approval.Grant) bool {

@@ -2,6 +2,7 @@ package control
 
 import (
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"sync"
@@ -20,11 +21,10 @@ type callerCache struct {
 	known map[[sha256.Size]byte]*caller // guarded by mu; by the header's hash
 }
 
-func (c *callerCache) get(header string) (key [sha256.Size]byte, who *caller) {
-	key = sha256.Sum256([]byte(header))
+func (c *callerCache) get(key [sha256.Size]byte) *caller {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return key, c.known[key]
+	return c.known[key]
 }
 
 // put adds a caller. A full cache is emptied: the callers that are at work are
@@ -52,18 +52,31 @@ func (n *node) forwardedCaller(header []string) (*caller, error) {
 	if len(header) != 1 {
 		return nil, fmt.Errorf("%w: %d chains", errNoCaller, len(header))
 	}
-	key, who := n.callers.get(header[0])
-	if who != nil {
+	return n.handedOn(sha256.Sum256([]byte(header[0])), func() ([]*x509.Certificate, error) { return parseChain(header[0]) })
+}
+
+// handedCaller is forwardedCaller for a chain that came on a stream of calls.
+func (n *node) handedCaller(c *handedChain) (*caller, error) {
+	if c == nil {
+		return nil, fmt.Errorf("%w: no chain", errNoCaller)
+	}
+	return n.handedOn(c.key, func() ([]*x509.Certificate, error) { return x509.ParseCertificates(c.der) })
+}
+
+// handedOn returns the caller of a chain that is known by a key, or is read anew.
+func (n *node) handedOn(key [sha256.Size]byte, read func() ([]*x509.Certificate, error)) (*caller, error) {
+	if who := n.callers.get(key); who != nil {
 		if !n.over(who) {
 			return who, nil
 		}
 		n.callers.drop(key)
 	}
-	chain, err := parseChain(header[0])
+	chain, err := read()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errNoCaller, err)
 	}
-	if who, err = n.verifier.verify(chain); err == nil {
+	who, err := n.verifier.verify(chain)
+	if err == nil {
 		n.callers.put(key, who)
 	}
 	return who, err

@@ -16,6 +16,11 @@ func (b backend) ProposeChange(ctx context.Context, call api.Call, in api.Change
 	if err != nil {
 		return out, b.counted(ctx, err)
 	}
+	if edit.Kind == approval.EditPolicySet {
+		if err := checkProposed(ctx, edit.YAML); err != nil {
+			return out, b.counted(ctx, err)
+		}
+	}
 	id, err := uuid.NewV7()
 	if err != nil {
 		return out, fmt.Errorf("change id: %w", err)

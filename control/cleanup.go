@@ -65,6 +65,9 @@ func (n *node) removeDead(ctx context.Context, since time.Time) error {
 }
 
 func (n *node) removeSilent(ctx context.Context, id string, silent time.Duration) error {
+	if err := n.hasAuditLog(id); err != nil {
+		return fmt.Errorf("%q has been silent for %s and stays a member: %w", id, silent.Round(time.Second), err)
+	}
 	body := approval.RemoveNode{Node: id, Reason: fmt.Sprintf("not heard for %s", silent.Round(time.Second))}
 	err := n.store.Remove(ctx, id, func() error {
 		cmd, err := n.command(ctx, body)

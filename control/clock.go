@@ -140,25 +140,30 @@ func (n *node) watchClock(ctx context.Context) {
 }
 
 // compareClocks looks at the clocks of the other voters. Their median is what a
-// quorum takes for the time.
+// quorum takes for the time. The one voter that there is asks those that have no
+// vote: they are no quorum, but its clock may be set to any hour as any other.
 func (n *node) compareClocks(ctx context.Context) {
 	var (
-		group  sync.WaitGroup
-		mu     sync.Mutex
-		all    []reading // guarded by mu
-		began  = n.instant()
-		voters int
-		votes  bool // this node
+		group sync.WaitGroup
+		mu    sync.Mutex
+		all   []reading // guarded by mu
+		began = n.instant()
+		peers = map[raftstore.Role][]string{}
+		votes bool // this node
 	)
 	for id, role := range n.store.Membership() {
-		switch {
-		case role != raftstore.RoleVoter:
-			continue
-		case id == n.node.ID:
-			votes = true
+		if id == n.node.ID {
+			votes = role == raftstore.RoleVoter
 			continue
 		}
-		voters++
+		peers[role] = append(peers[role], id)
+	}
+	alone := votes && len(peers[raftstore.RoleVoter]) == 0
+	asked := peers[raftstore.RoleVoter]
+	if alone {
+		asked = peers[raftstore.RoleNonvoter]
+	}
+	for _, id := range asked {
 		group.Go(func() {
 			r, err := n.readClock(ctx, id)
 			if err != nil {
@@ -171,13 +176,13 @@ func (n *node) compareClocks(ctx context.Context) {
 	}
 	group.Wait()
 	r, ok := median(all)
-	switch {
-	case ok:
-	case votes && voters == 0:
-		n.clock.set(0, false, instant{}) // its own time is the cluster's
+	if !ok {
+		// With nobody there to compare with its own time is the cluster's; with
+		// nobody who answers what was known stands, if anything was.
+		if _, _, known := n.clock.get(); alone && (len(asked) == 0 || !known) {
+			n.clock.set(0, false, instant{})
+		}
 		return
-	default:
-		return // nobody to compare with: what was known stands
 	}
 	bad := r.offset.Abs()-r.doubt > n.skew
 	if n.clock.set(r.offset, bad, began) {

@@ -3,6 +3,7 @@ package control
 import (
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -182,6 +183,70 @@ func TestClockJumpsBetweenComparisons(t *testing.T) {
 		mu.Unlock()
 		c.until("the node is ready again", func() bool { return old.Health().Ready })
 	}
+}
+
+// TestClockOfALoneVoter: the one voter that there is has no quorum to ask, and asks
+// those without a vote. When none of them answers, a clock that was right and was set
+// since is not taken for the cluster's.
+func TestClockOfALoneVoter(t *testing.T) {
+	t.Parallel()
+	var ahead atomic.Int64
+	lone := ""
+	var mu sync.Mutex // owns lone
+	c := newCluster(t, func(cfg *Config) {
+		id := cfg.Node.ID
+		cfg.Now = func() time.Time {
+			mu.Lock()
+			defer mu.Unlock()
+			if id != lone {
+				return time.Now()
+			}
+			return time.Now().Add(time.Duration(ahead.Load()))
+		}
+	})
+	c.granted()
+	leader := c.leader()
+	mu.Lock()
+	lone = leader.ID()
+	mu.Unlock()
+	var others []string
+	for _, n := range c.live() {
+		if n.ID() == lone {
+			continue
+		}
+		others = append(others, n.ID())
+		c.until(n.ID()+" is no member", func() bool {
+			err := leader.Store().Remove(t.Context(), n.ID())
+			return err == nil || leader.Store().Membership()[n.ID()] == raftstore.RoleNone
+		})
+	}
+	c.until("one of them is one without a vote", func() bool {
+		err := leader.Store().AddNonvoter(t.Context(), others[0])
+		return err == nil || leader.Store().Membership()[others[0]] == raftstore.RoleNonvoter
+	})
+	if m := leader.Store().Membership(); len(m) != 2 || m[lone] != raftstore.RoleVoter {
+		t.Fatalf("the members are %v", m)
+	}
+	right := func() bool {
+		leader.n.compareClocks(t.Context())
+		return leader.n.clock.check(leader.n.now()) == nil
+	}
+	c.until("its clock is known to be right", right)
+	before := mustState(t, leader).LastNow
+	ahead.Store(int64(time.Hour))
+	if right() {
+		t.Error("an hour ahead of the one that it can ask, it would propose")
+	}
+	c.halt(others[0])
+	if right() {
+		t.Error("with nobody who answers it would propose by a clock that was set")
+	}
+	if after := mustState(t, leader).LastNow; after.Time().Sub(before.Time()) > 10*time.Minute {
+		t.Errorf("the time in the state went from %s to %s", before, after)
+	}
+	ahead.Store(0)
+	c.start(others[0])
+	c.until("its clock is right again", right)
 }
 
 func mustState(t *testing.T, r *running) (out approval.Cluster) {

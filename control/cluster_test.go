@@ -21,6 +21,7 @@ import (
 
 	"github.com/hallpass/hallpass/approval/api"
 	"github.com/hallpass/hallpass/ca"
+	"github.com/hallpass/hallpass/internal/loopback"
 	"github.com/hallpass/hallpass/raftstore"
 )
 
@@ -72,6 +73,7 @@ type offline struct {
 	manifest ca.Manifest
 	listen   map[string][2]net.Listener // API and Raft, held until the node starts
 	nodes    []*ca.Node
+	believed []*x509.Certificate // the roots that clients go by; nil: the manifest's
 }
 
 func newOffline(t testing.TB, size int) *offline {
@@ -101,9 +103,13 @@ func newOffline(t testing.TB, size int) *offline {
 	return o
 }
 
+// listen takes an address that stays the test's while nobody listens on it.
 func listen(t testing.TB) net.Listener {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	kept, err := loopback.Reserve()
+	must(t, err)
+	t.Cleanup(func() { must(t, kept.Release()) })
+	l, err := net.Listen("tcp", kept.Address())
 	must(t, err)
 	return l
 }
@@ -154,7 +160,11 @@ func certificate(chain []*x509.Certificate, key crypto.Signer) tls.Certificate {
 
 func (o *offline) roots() *x509.CertPool {
 	p := x509.NewCertPool()
-	for _, c := range o.manifest.IdentityRoots {
+	roots := o.believed
+	if roots == nil {
+		roots = o.manifest.IdentityRoots
+	}
+	for _, c := range roots {
 		p.AddCert(c)
 	}
 	return p

@@ -52,6 +52,7 @@ type Config struct {
 	Metrics    http.Handler            // served at /metrics of Admin; nil: none
 	Limits     Limits                  // zero: the recommended ones
 	Cleanup    Cleanup                 // zero: members are removed by admins only
+	Witness    Witness                 // zero: none
 	OpenConfig func(*raftstore.Config) // nil, or a last word on the store's configuration, for simulations
 
 	// speaks makes the node one of another release: see approval.Machine.
@@ -61,6 +62,8 @@ type Config struct {
 	// there: tests of what a crash leaves behind.
 	failpoint func(place string) error
 }
+
+const defaultSkew = 10 * time.Second
 
 // Limits bound what callers may hold. Zero fields mean the value named.
 type Limits struct {
@@ -75,6 +78,13 @@ type Limits struct {
 	HandshakesPerAddress int // the same, of one IPv4 address or IPv6 /64: 256
 	ConnectionsPerCaller int // of one SPIFFE ID: 1024
 	CallsPerCaller       int // of one SPIFFE ID under way at once, streams among them: 2048
+
+	// Of one person, or of one SPIFFE ID that is nobody's. Decisions and what
+	// takes access away are counted beside other writes, by the same numbers.
+	ReadsPerSecond  int // 200, five seconds' worth at once
+	WritesPerSecond int // 50, five seconds' worth at once
+	WritesPerCaller int // under way at once: 64
+	Writes          int // of all callers under way at once: 1024
 }
 
 // maxHeader is how long a request's header may be.
@@ -104,6 +114,10 @@ func (l Limits) filled() Limits {
 		{&l.HandshakesPerAddress, 256},
 		{&l.ConnectionsPerCaller, 1024},
 		{&l.CallsPerCaller, 2048},
+		{&l.ReadsPerSecond, 200},
+		{&l.WritesPerSecond, 50},
+		{&l.WritesPerCaller, 64},
+		{&l.Writes, 1024},
 	} {
 		if *f.field == 0 {
 			*f.field = f.value
@@ -114,6 +128,7 @@ func (l Limits) filled() Limits {
 
 // settings is a Config that was checked.
 type settings struct {
+	dataDir     string
 	node        *ca.Node
 	manifest    ca.Manifest
 	trustDomain spiffeid.TrustDomain
@@ -128,6 +143,13 @@ type settings struct {
 	limits      Limits
 	cleanup     Cleanup
 	failpoint   func(place string) error
+
+	witnessEvery time.Duration
+
+	// profiles says whether the admin listener serves pprof: on a Unix socket,
+	// which has an owner, and on no port, which any user of the machine and any
+	// page in a browser there reaches.
+	profiles bool
 }
 
 func (c Config) settings() (settings, error) {
@@ -144,6 +166,8 @@ func (c Config) settings() (settings, error) {
 	require(c.Logger != nil, "no Logger")
 	require(c.Skew >= 0 && c.Skew <= approval.MaxBackdate, fmt.Sprintf("Skew is not within 0 and %s", approval.MaxBackdate))
 	require(CheckRetention(c.Retention) == nil, "Retention is out of bounds")
+	require(len(c.Witness.Webhooks) == 0 || len(c.Witness.Secret) > 0, "Witness has webhooks and no Secret")
+	require(c.Witness.Every >= 0, "Witness.Every is negative")
 	// An admin port that others reach would tell them when the cluster is weak.
 	require(c.Admin == nil || local(c.Admin.Addr()), "Admin listens on something other than loopback or a socket")
 	if err := errors.Join(errs...); err != nil {
@@ -156,15 +180,20 @@ func (c Config) settings() (settings, error) {
 		return settings{}, fmt.Errorf("control: node %q is not in the manifest", c.Node.ID)
 	}
 	s := settings{
-		node: c.Node, manifest: c.Manifest,
+		dataDir: c.DataDir,
+		node:    c.Node, manifest: c.Manifest,
 		trustDomain: c.Manifest.TrustDomain, grantDomain: c.Manifest.GrantTrustDomain,
 		log: c.Logger.With(slog.String("node", c.Node.ID)), now: c.Now,
 		skew: c.Skew, strictSVID: c.StrictSVID, retention: cmp.Or(c.Retention, approval.Retention),
 		tracer: c.Tracer, meter: c.Meter, limits: c.Limits.filled(), failpoint: c.failpoint,
+		profiles: c.Admin != nil && c.Admin.Addr().Network() == "unix",
 	}
 	var err error
 	if s.cleanup, err = c.Cleanup.checked(); err != nil {
 		return settings{}, fmt.Errorf("control: Cleanup: %w", err)
+	}
+	if s.witnessEvery = c.Witness.Every; s.witnessEvery == 0 {
+		s.witnessEvery = time.Minute
 	}
 	if s.failpoint == nil {
 		s.failpoint = func(string) error { return nil }
@@ -173,7 +202,7 @@ func (c Config) settings() (settings, error) {
 		s.now = time.Now
 	}
 	if s.skew == 0 {
-		s.skew = 10 * time.Second
+		s.skew = defaultSkew
 	}
 	if s.tracer == nil {
 		s.tracer = tracenoop.NewTracerProvider()
@@ -222,18 +251,13 @@ func (c Config) storeConfig(machine *machine, log *slog.Logger) raftstore.Config
 // machine hosts the approval state machine on the replicated log.
 type machine struct{ approval.Machine }
 
-// Apply implements raftstore.Machine.
-func (m *machine) Apply(tx raftstore.Tx, index uint64, data []byte) []byte {
+// Apply implements raftstore.Machine. What a command came to is an
+// approval.Result.
+func (m *machine) Apply(tx raftstore.Tx, index uint64, data []byte) any {
 	if err := m.checkVersion(tx); err != nil {
 		panic(err) // which halts the node; a result would be one that no other node comes to
 	}
-	result, err := m.Machine.Apply(tx, index, data).Encode()
-	if err != nil {
-		// Every node comes here with the same result, so every node answers the
-		// same: the caller sees an internal error, the state is as Apply left it.
-		return nil
-	}
-	return result
+	return m.Machine.Apply(tx, index, data)
 }
 
 // CheckRecords implements raftstore.Machine: the records are the audit log's

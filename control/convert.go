@@ -56,7 +56,11 @@ func (n *node) wireRequest(s approval.State, r approval.Request) (api.Request, e
 	}
 	// A decided request shows the votes that its grant stands on: who counts may
 	// be another since.
-	votes, counts := s.Standing(r)
+	var votes []approval.Vote
+	var counts []bool
+	if len(r.Decisions) > 0 {
+		votes, counts = s.Standing(r)
+	}
 	if r.State == approval.RequestApproved {
 		g, err := s.Grant(r.ID)
 		if err != nil {
@@ -100,6 +104,11 @@ func (n *node) wireGrant(g approval.Grant) api.Grant {
 		Service: g.Service, Permissions: list(g.Permissions), SPIFFEID: g.SPIFFEID,
 		NotBefore: g.NotBefore.Time(), ExpiresAt: g.Expiry.Time(),
 		CertificateTTL: duration(g.CertificateTTL), CSRKey: g.CSRKey,
+	}
+	if e := g.Emergency; e != nil {
+		out.Emergency = &api.EmergencyOrigin{
+			Issuer: e.Issuer, N: e.Place, Custodians: list(e.Custodians), Reason: e.Reason, ImportedBy: e.ImportedBy, ImportedAt: e.Imported.Time(),
+		}
 	}
 	if g.State == approval.GrantRevoked {
 		out.Revoked = &api.Revoked{By: g.EndedBy, Reason: g.EndReason, At: g.Ended.Time()}

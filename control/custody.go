@@ -26,6 +26,7 @@ type trusted struct {
 	roots      []*x509.Certificate // of identities
 	grantRoots []*x509.Certificate
 	revision   uint64          // of the state that roots and denied are of
+	documents  uint64          // roots documents that there have been, of both domains
 	denied     map[string]bool // ids of issuers that are out of use
 	signing    map[approval.Role]*ca.Issuer
 	usable     map[approval.Role]bool // false: denied, over, or its key is gone
@@ -37,15 +38,16 @@ type trusted struct {
 type custody struct {
 	cur atomic.Pointer[trusted]
 
-	mu       sync.Mutex
-	revision uint64                 // guarded by mu; of the state that the rest was read from
-	mine     []approval.Issuer      // guarded by mu; this node's, of the state
-	roots    [2][]*x509.Certificate // guarded by mu; identity, grants
-	denied   map[string]bool        // guarded by mu
-	apiDER   []byte                 // guarded by mu; of the state
-	issuers  map[string]*ca.Issuer  // guarded by mu; by id, those whose key is here
-	file     ca.NodeCertificates    // guarded by mu; in the key folder
-	fileErr  string                 // guarded by mu; why it is not in use
+	mu        sync.Mutex
+	revision  uint64                 // guarded by mu; of the state that the rest was read from
+	documents uint64                 // guarded by mu; roots documents, of both domains
+	mine      []approval.Issuer      // guarded by mu; this node's, of the state
+	roots     [2][]*x509.Certificate // guarded by mu; identity, grants
+	denied    map[string]bool        // guarded by mu
+	apiDER    []byte                 // guarded by mu; of the state
+	issuers   map[string]*ca.Issuer  // guarded by mu; by id, those whose key is here
+	file      ca.NodeCertificates    // guarded by mu; in the key folder
+	fileErr   string                 // guarded by mu; why it is not in use
 }
 
 // refusal is what the cluster would not record, and why: it is not asked again
@@ -56,17 +58,21 @@ type refusal struct {
 	why          error
 }
 
-func newCustody(n *ca.Node, m ca.Manifest) *custody {
+func newCustody(n *ca.Node, m ca.Manifest) (*custody, error) {
+	identity, grants, err := m.Roots()
+	if err != nil {
+		return nil, err
+	}
 	c := &custody{
-		roots:   [2][]*x509.Certificate{m.IdentityRoots, m.GrantRoots},
+		roots:   [2][]*x509.Certificate{identity.Roots(), grants.Roots()},
 		issuers: map[string]*ca.Issuer{n.Identity.ID(): n.Identity, n.Grants.ID(): n.Grants},
 	}
 	c.cur.Store(&trusted{
-		roots: m.IdentityRoots, grantRoots: m.GrantRoots, api: n.API,
+		roots: c.roots[0], grantRoots: c.roots[1], api: n.API,
 		signing: map[approval.Role]*ca.Issuer{approval.RoleIdentity: n.Identity, approval.RoleGrant: n.Grants},
 		usable:  map[approval.Role]bool{approval.RoleIdentity: true, approval.RoleGrant: true},
 	})
-	return c
+	return c, nil
 }
 
 // get is whom the node believes and what it signs with now.
@@ -92,6 +98,7 @@ func (n *node) learn(ctx context.Context, s approval.State) error {
 	if err != nil && !errors.Is(err, approval.ErrNotFound) {
 		return err
 	}
+	c.documents = 0
 	for i, role := range []approval.Role{approval.RoleIdentity, approval.RoleGrant} {
 		r, err := s.Roots(role)
 		if err != nil {
@@ -102,6 +109,7 @@ func (n *node) learn(ctx context.Context, s approval.State) error {
 			return err
 		}
 		c.roots[i] = roots
+		c.documents += r.Sequence
 	}
 	c.mine, c.denied, c.apiDER, c.revision = nil, map[string]bool{}, self.APICertificate, revision
 	for _, i := range cluster.Issuers {
@@ -129,11 +137,12 @@ func parseCertificates(ders [][]byte) ([]*x509.Certificate, error) {
 }
 
 // choose picks what to sign with: of this node's issuers that are in use, have
-// begun, and whose key is here, the one that ends last. The caller holds mu.
+// begun, and whose key is here, one of the newest root, and of those the one that
+// ends last. The caller holds mu.
 func (n *node) choose(ctx context.Context) {
 	c, old := n.custody, n.custody.get()
 	next := &trusted{
-		roots: c.roots[0], grantRoots: c.roots[1], denied: c.denied, revision: c.revision,
+		roots: c.roots[0], grantRoots: c.roots[1], denied: c.denied, revision: c.revision, documents: c.documents,
 		signing: map[approval.Role]*ca.Issuer{}, usable: map[approval.Role]bool{},
 	}
 	for _, role := range []approval.Role{approval.RoleIdentity, approval.RoleGrant} {
@@ -162,6 +171,7 @@ func (n *node) bestIssuer(role approval.Role) *ca.Issuer {
 		return c.get().signing[role] // nothing is signed before the bootstrap anyway
 	}
 	var best *ca.Issuer
+	bestRank := -1
 	for _, i := range c.mine {
 		if i.Role != role || i.Denied != 0 || i.Retired != 0 || !now.Before(i.NotAfter.Time()) {
 			continue
@@ -170,11 +180,24 @@ func (n *node) bestIssuer(role approval.Role) *ca.Issuer {
 		if issuer == nil || now.Before(issuer.Certificate().NotBefore) {
 			continue
 		}
-		if best == nil || issuer.Certificate().NotAfter.After(best.Certificate().NotAfter) {
-			best = issuer
+		// Going over to roots in a KMS goes over to issuers that live for days: what
+		// the old root signed would end later, and go out of use with its root.
+		rank := c.rank(role, i.Root)
+		if best == nil || rank > bestRank || rank == bestRank && issuer.Certificate().NotAfter.After(best.Certificate().NotAfter) {
+			best, bestRank = issuer, rank
 		}
 	}
 	return best
+}
+
+// rank is the place of a root, by its id, among those in force: the newest is the
+// last. The caller holds mu.
+func (c *custody) rank(role approval.Role, root string) int {
+	roots := c.roots[0]
+	if role == approval.RoleGrant {
+		roots = c.roots[1]
+	}
+	return slices.IndexFunc(roots, func(r *x509.Certificate) bool { return trust.ID(r) == root })
 }
 
 // issuerWithKey pairs an issuer of this node with its key, nil when it is not

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"maps"
 	"math/big"
 	"net/url"
 	"os"
@@ -237,9 +238,81 @@ func TestHealthWarnsAtHalfOfAnIssuersLife(t *testing.T) {
 		"over":   {e.GrantIssuer.NotAfter, statusFail},
 	} {
 		n := &node{settings: settings{node: o.nodes[0], manifest: o.manifest, now: func() time.Time { return c.at }}}
-		n.custody = newCustody(n.node, n.manifest)
+		var err error
+		n.custody, err = newCustody(n.node, n.manifest)
+		must(t, err)
 		if f := n.checkIssuer("grant issuer", approval.RoleGrant); f.Status != c.want {
 			t.Errorf("%s: %+v", name, f)
+		}
+	}
+}
+
+// TestShorterIssuersOfANewRoot goes over to roots whose issuers live for a day, with
+// the keys that the nodes have, and renews them after the old roots have gone.
+func TestShorterIssuersOfANewRoot(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, nil)
+	ctx := t.Context()
+	ann := c.as("user/ann") // of the old root, so before it goes
+	ahead := time.Now()
+	renew := func(life time.Duration) ca.NodeCertificates {
+		t.Helper()
+		ahead = ahead.Add(5 * time.Second) // each ends later than the one before
+		r, err := ca.LoadNodeRequest(filepath.Join(c.keys("n1"), ca.NodeRequestFile))
+		must(t, err)
+		all, err := ca.RenewNodes(c.dir, []ca.NodeRequest{r}, ca.SignOptions{Life: life, Now: ahead})
+		must(t, err)
+		return all[0]
+	}
+	signsWith := func(what string, want ca.NodeCertificates) {
+		t.Helper()
+		c.until("n1 signs with "+what, func() bool {
+			return c.node("n1").n.custody.issuer(approval.RoleGrant).Certificate().Equal(want.GrantIssuer) &&
+				c.node("n1").n.custody.issuer(approval.RoleIdentity).Certificate().Equal(want.IdentityIssuer)
+		})
+	}
+	made, err := ca.RotateRoots(c.dir, ca.RootsOptions{Identities: true, Grants: true})
+	must(t, err)
+	for _, d := range made {
+		line, err := d.Encode()
+		must(t, err)
+		_, err = ann.SetRoots(ctx, string(line))
+		must(t, err)
+	}
+	c.believed, _, err = ca.OfflineRoots(c.dir)
+	must(t, err)
+	short := renew(24 * time.Hour)
+	_, err = ann.InstallIssuers(ctx, installInput(short))
+	must(t, err)
+	signsWith("the shorter issuer of the new root", short)
+	// The new root comes first; of its issuers, the one that ends last.
+	longer := renew(48 * time.Hour)
+	_, err = ann.InstallIssuers(ctx, installInput(longer))
+	must(t, err)
+	signsWith("the longer of the new root's", longer)
+	if !c.shown(c.node("n1")).NotAfter.After(short.GrantIssuer.NotAfter) {
+		t.Error("the API certificate ends sooner than the one before")
+	}
+}
+
+// TestWhoSeesIssuers: persons, services and nodes, from each node's own state.
+func TestWhoSeesIssuers(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, nil)
+	ctx := t.Context()
+	_, err := c.as("user/ann").DenyIssuer(ctx, trust.ID(c.manifest.Nodes[2].GrantIssuer), "n3 was broken into")
+	must(t, err)
+	for _, r := range c.live() {
+		c.until("node "+r.ID()+" says what is denied", func() bool {
+			list, err := c.at(r, "service/signer").NodeIssuers(ctx)
+			must(t, err)
+			denied := slices.DeleteFunc(list.Issuers, func(i api.NodeIssuer) bool { return !i.Denied })
+			return list.Node == r.ID() && len(list.Members) == 3 && len(denied) == 1 && denied[0].Node == "n3" && denied[0].Role == "grant"
+		})
+	}
+	for path, may := range map[string]bool{"user/alice": true, "service/x": true, "node/n1": true, "agent/robot": false, "job/x": false} {
+		if _, err := c.as(path).NodeIssuers(ctx); may != (err == nil) || err != nil && !errors.Is(err, api.ErrDenied) {
+			t.Errorf("%s: %v", path, err)
 		}
 	}
 }
@@ -271,4 +344,70 @@ func readKeyFile(path string) (crypto.Signer, error) {
 		return nil, err
 	}
 	return ca.DecodeKey(text)
+}
+
+// TestRootsRotateInACluster goes over to new roots under running nodes, and then
+// is the thief of the old one.
+func TestRootsRotateInACluster(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, nil)
+	ctx := t.Context()
+	publish := func(documents []trust.Document, err error) {
+		t.Helper()
+		must(t, err)
+		for _, d := range documents {
+			line, err := d.Encode()
+			must(t, err)
+			set, err := c.as("user/ann").SetRoots(ctx, string(line))
+			must(t, err)
+			if set.Sequence != d.Sequence {
+				t.Errorf("document %d is in force, not %d", set.Sequence, d.Sequence)
+			}
+		}
+	}
+	oldAnn, old := c.as("user/ann"), c.identity(t, "spiffe://acme.test/user/alice")
+	publish(ca.RotateRoots(c.dir, ca.RootsOptions{Identities: true, Grants: true}))
+	renewed := map[string]ca.NodeCertificates{}
+	for _, e := range c.manifest.Nodes {
+		renewed[e.ID] = c.renew(e.ID, false)
+		_, err := oldAnn.InstallIssuers(ctx, installInput(renewed[e.ID]))
+		must(t, err)
+	}
+	identity, _, err := ca.OfflineRoots(c.dir)
+	must(t, err)
+	c.believed = identity
+	c.mu.Lock()
+	clear(c.people)
+	c.mu.Unlock()
+	for _, r := range c.live() {
+		c.until("node "+r.ID()+" shows its new certificate", func() bool { return c.shown(r).Equal(renewed[r.ID()].APICertificate) })
+	}
+	publish(ca.RetireRoots(c.dir, ca.RootsOptions{Identities: true, Grants: true}))
+	signer := c.minted()
+	if !slices.ContainsFunc(slices.Collect(maps.Values(renewed)), func(n ca.NodeCertificates) bool { return n.GrantIssuer.Equal(signer) }) {
+		t.Error("minted by an issuer of the retired root")
+	}
+	c.until("an identity of the retired root opens nothing", func() bool {
+		_, err := c.client(old, c.urls()[0]).WhoAmI(ctx, api.Stale())
+		return errors.Is(err, api.ErrUnauthenticated)
+	})
+	for _, r := range c.live() {
+		if b := c.node(r.ID()).n.custody.get(); len(b.roots) != 1 || !b.roots[0].Equal(identity[len(identity)-1]) {
+			t.Errorf("node %s believes %d identity roots", r.ID(), len(b.roots))
+		}
+	}
+	roots, err := c.as("user/ann").Roots(ctx)
+	must(t, err)
+	_, err = c.as("user/ann").SetRoots(ctx, roots.Identity.Documents[0])
+	wantProblem(t, err, api.CodeStale)
+	c.check()
+	// A restart from the old manifest, in which the old root is all there is.
+	last := c.leader().ID()
+	c.halt(last)
+	c.start(last)
+	c.awaitReady()
+	c.until("the retired root opens nothing there", func() bool {
+		b := c.node(last).n.custody.get()
+		return len(b.roots) == 1 && b.roots[0].Equal(identity[len(identity)-1])
+	})
 }

@@ -96,7 +96,7 @@ func (b backend) Cluster(ctx context.Context, call api.Call) (out api.Cluster, e
 			return err
 		}
 		out = api.Cluster{
-			ID: c.ID, TrustDomain: c.TrustDomain, GrantTrustDomain: c.GrantTrustDomain, Epoch: c.Epoch,
+			ID: c.ID, TrustDomain: c.TrustDomain, GrantTrustDomain: c.GrantTrustDomain, Epoch: c.Epoch, EpochBegan: moment(c.EpochBegan),
 			Node: b.node.node.ID, Leader: status.Leader, Term: status.Term, Index: status.Applied,
 			Manifest: c.Manifest, Commands: c.Version,
 			Nodes:   mapped(c.Nodes, func(n approval.Node) api.Node { return b.wireNode(n, status) }),

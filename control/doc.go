@@ -14,7 +14,12 @@
 // ends. Any node takes any call. A follower forwards what the leader must
 // answer, with the caller's chain, over the store's own pinned TLS; the leader
 // checks the chain again, and the audit leaf names the follower that vouches
-// for the handshake.
+// for the handshake. Writes go by a stream of calls, on which a chain comes once
+// and frames share writes (callwire.go); everything else, and what goes to a node
+// that knows no such streams, by HTTP/2. Whether a remembered chain still is good
+// is asked with each call. While nobody leads a follower waits up to a second for
+// who is next; what was not sent to one leader is sent to another, and nothing
+// else is.
 //
 // # What is written
 //

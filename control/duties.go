@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/hallpass/hallpass/approval"
@@ -17,6 +18,9 @@ import (
 // leader that dies half-way leaves nothing undone and nothing done twice.
 func (n *node) lead(ctx context.Context) {
 	n.log.LogAttrs(ctx, slog.LevelInfo, "leading")
+	var group sync.WaitGroup
+	defer group.Wait()
+	group.Go(func() { n.publishAll(ctx) })
 	since, said := time.Now(), ""
 	for ctx.Err() == nil {
 		err := errors.Join(n.duties(ctx), n.memberDuties(ctx, since))
@@ -43,6 +47,9 @@ func (n *node) duties(ctx context.Context) error {
 		})
 		if errors.Is(err, approval.ErrNotFound) {
 			return n.bootstrap(ctx)
+		}
+		if err == nil {
+			err = n.beginEpoch(ctx)
 		}
 		if err != nil || !due.Now {
 			return err
@@ -91,12 +98,16 @@ func (n *node) tick(ctx context.Context) (more bool, err error) {
 // bootstrap makes the cluster from the manifest. Every node has the same one,
 // so it does not matter which leads first.
 func (n *node) bootstrap(ctx context.Context) error {
+	if err := n.checkEpoch(); err != nil {
+		return err // what was restored is not there
+	}
 	m := n.manifest
 	body := approval.Bootstrap{
 		Cluster: m.Cluster, TrustDomain: m.TrustDomain.Name(), GrantTrustDomain: m.GrantTrustDomain.Name(),
 		Policy: m.Policy, Manifest: m.Sequence,
 		IdentityRoots: mapped(m.IdentityRoots, func(c *x509.Certificate) []byte { return c.Raw }),
 		GrantRoots:    mapped(m.GrantRoots, func(c *x509.Certificate) []byte { return c.Raw }),
+		RootDocuments: mapped(m.RootDocuments, func(d string) []byte { return []byte(d) }),
 		Persons: mapped(m.Persons, func(p ca.Person) approval.Person {
 			return approval.Person{Name: p.Name, IDs: list(p.IDs), Owns: list(p.Owns)}
 		}),
@@ -114,6 +125,8 @@ func (n *node) bootstrap(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// The first members run this release: there is nothing before it to agree with.
+	cmd.V = min(approval.Version, n.machine.Knows())
 	if _, err := n.commit(ctx, cmd); err != nil && !errors.Is(err, approval.ErrConflict) {
 		return err
 	}

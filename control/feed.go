@@ -198,26 +198,26 @@ func (b backend) Revocations(ctx context.Context, _ api.Call, since api.FeedPosi
 			return api.Feed{}, unready()
 		}
 		if wait == 0 || feed.Epoch != since.Epoch || feed.Revision != since.Revision {
-			return wireFeed(feed, verified), nil
+			return b.wireFeed(feed, verified), nil
 		}
 		select {
 		case <-changed:
 		case <-end.C:
 			feed, verified, _, _ = b.feed.get()
-			return wireFeed(feed, verified), nil
+			return b.wireFeed(feed, verified), nil
 		case <-b.stopping.Done():
 			return api.Feed{}, stopped()
 		case <-ctx.Done():
-			return wireFeed(feed, verified), ctx.Err()
+			return b.wireFeed(feed, verified), ctx.Err()
 		}
 	}
 }
 
-func wireFeed(f approval.Feed, verified time.Time) api.Feed {
+func (n *node) wireFeed(f approval.Feed, verified time.Time) api.Feed {
 	entry := func(e approval.FeedEntry) api.FeedEntry { return api.FeedEntry{ID: e.ID, Until: e.Until.Time()} }
 	return api.Feed{
-		Epoch: f.Epoch, Revision: f.Revision, VerifiedAt: verified,
-		Grants: mapped(f.Grants, entry), Issuers: mapped(f.Issuers, entry),
+		Epoch: f.Epoch, EpochBegan: moment(f.Began), Revision: f.Revision, VerifiedAt: verified,
+		Grants: mapped(f.Grants, entry), Issuers: mapped(f.Issuers, entry), Roots: n.custody.get().documents,
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/hallpass/hallpass/approval/api"
 	"github.com/hallpass/hallpass/raftstore"
@@ -90,19 +91,22 @@ func (n *node) elsewhere(r *http.Request) http.Handler {
 // servedLocally reports whether a call is answered from the node's own state.
 func servedLocally(r *http.Request) bool {
 	switch r.URL.Path {
-	case "/openapi.json", "/v1/bundle", "/v1/events", "/v1/revocations", "/v1/issuers/request":
+	case "/openapi.json", "/v1/bundle", "/v1/events", "/v1/revocations", "/v1/issuers/request", pathSeen:
 		return true
-	case "/v1/roots":
+	case "/v1/roots", "/v1/issuers":
 		return r.Method != http.MethodPost
 	}
 	return r.Method != http.MethodPost && r.URL.Query().Get("stale") == "true"
 }
 
+// leaderWait is how long a call waits for a leader: longer than an election
+// takes as a rule, and its caller would only come again.
+const leaderWait = time.Second
+
 // toLeader forwards an admitted call.
 func (n *node) toLeader(w http.ResponseWriter, r *http.Request) {
 	who := callerFrom(r.Context())
-	leader, ok := n.store.Leader()
-	if !ok || who == nil {
+	if who == nil {
 		n.handler.Problem(w, r, noLeader())
 		return
 	}
@@ -111,28 +115,94 @@ func (n *node) toLeader(w http.ResponseWriter, r *http.Request) {
 		n.handler.Problem(w, r, err)
 		return
 	}
+	patience, cancel := context.WithTimeout(r.Context(), leaderWait)
+	defer cancel()
+	for {
+		changed := n.store.LeaderChanged()
+		if n.store.IsLeader() {
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			n.handler.Answer(w, r)
+			return
+		}
+		leader, ok := n.store.Leader()
+		err := fmt.Errorf("%w: there is no leader", errNotSent)
+		if ok {
+			if err = n.handOn(w, r, leader, who, body); err == nil {
+				return
+			}
+		}
+		// What was not sent is safe to send to the next. A leader that is gone is
+		// still taken for one for a moment.
+		if !errors.Is(err, errNotSent) || !n.await(patience, changed) {
+			n.log.LogAttrs(r.Context(), slog.LevelInfo, "forwarding failed", slog.String("leader", leader),
+				slog.String("request_id", api.RequestIDFrom(r.Context())), slog.String("error", err.Error()))
+			n.handler.Problem(w, r, forwardProblem(r, err))
+			return
+		}
+	}
+}
+
+// await waits for another leader, or for a moment; false when ctx has ended.
+func (n *node) await(ctx context.Context, changed <-chan struct{}) bool {
+	moment := time.NewTimer(leaderWait / 4)
+	defer moment.Stop()
+	select {
+	case <-changed:
+	case <-moment.C:
+	case <-n.stopping.Done():
+		return false
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
+}
+
+// handOn has the leader answer. An error means that the caller was told nothing.
+func (n *node) handOn(w http.ResponseWriter, r *http.Request, leader string, who *caller, body []byte) error {
+	if r.Method == http.MethodPost && len(body) <= api.MaxBody {
+		a, err := n.links.do(r.Context(), leader, who.raw(), n.forwardedCall(r, body))
+		if err == nil {
+			a.write(w)
+		}
+		if !errors.Is(err, errNoCalls) {
+			return err
+		}
+	}
 	resp, err := n.forward.do(r.Context(), leader, r.Method, r.URL.RequestURI(), n.forwardHeader(r, who), body)
 	if err != nil {
-		n.log.LogAttrs(r.Context(), slog.LevelInfo, "forwarding failed", slog.String("leader", leader),
-			slog.String("request_id", api.RequestIDFrom(r.Context())), slog.String("error", err.Error()))
-		n.handler.Problem(w, r, forwardProblem(r, err))
-		return
+		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	if err := relay(w, resp); err != nil {
-		n.handler.Problem(w, r, forwardProblem(r, err))
+	return relay(w, api.Steady(w, r), resp)
+}
+
+const relayedCount = 5
+
+// relayedHeaders are those of the leader's answer that the caller gets.
+func relayedHeaders() [relayedCount]string {
+	return [...]string{"Content-Type", "Location", "Retry-After", "X-Hallpass-Index", "Allow"}
+}
+
+// write gives the caller what the leader answered.
+func (a *callAnswer) write(w http.ResponseWriter) {
+	for i, name := range relayedHeaders() {
+		if v := a.header[i]; v != "" {
+			w.Header().Set(name, v)
+		}
 	}
+	w.WriteHeader(a.status)
+	_, _ = w.Write(a.body) // the caller's loss
 }
 
 // relay gives the caller what the leader answers. An error means that nothing
 // was given. A leader that breaks off later breaks the caller's answer off, too:
-// half a list must not look like a whole one.
-func relay(w http.ResponseWriter, resp *http.Response) error {
+// half a list must not look like a whole one. rest writes to w what is not in
+// hand at once.
+func relay(w http.ResponseWriter, rest io.Writer, resp *http.Response) error {
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, relayed))
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"Content-Type", "Location", "Retry-After", "X-Hallpass-Index", "Allow"} {
+	for _, name := range relayedHeaders() {
 		if v := resp.Header.Get(name); v != "" {
 			w.Header().Set(name, v)
 		}
@@ -141,7 +211,7 @@ func relay(w http.ResponseWriter, resp *http.Response) error {
 	if _, err := w.Write(answer); err != nil || len(answer) < relayed {
 		return nil //nolint:nilerr // the caller's loss
 	}
-	if _, err := io.Copy(w, resp.Body); err != nil {
+	if _, err := io.Copy(rest, resp.Body); err != nil {
 		panic(http.ErrAbortHandler)
 	}
 	return nil
@@ -157,13 +227,23 @@ func (n *node) forwardHeader(r *http.Request, who *caller) http.Header {
 		}
 	}
 	h.Set(headerRequestID, api.RequestIDFrom(r.Context()))
-	var der []byte
-	for _, c := range who.chain {
-		der = append(der, c.Raw...)
-	}
-	h.Set(headerChain, base64.StdEncoding.EncodeToString(der))
+	h.Set(headerChain, base64.StdEncoding.EncodeToString(who.raw()))
 	propagation.TraceContext{}.Inject(r.Context(), propagation.HeaderCarrier(h))
 	return h
+}
+
+// forwardedCall is the same for a stream of calls.
+func (n *node) forwardedCall(r *http.Request, body []byte) *forwardedCall {
+	c := &forwardedCall{
+		target: r.URL.RequestURI(), accept: r.Header.Get("Accept"), contentType: r.Header.Get("Content-Type"),
+		key: r.Header.Get("Idempotency-Key"), requestID: api.RequestIDFrom(r.Context()), body: body,
+	}
+	if trace.SpanContextFromContext(r.Context()).IsValid() {
+		h := propagation.MapCarrier{}
+		propagation.TraceContext{}.Inject(r.Context(), h)
+		c.traceparent, c.tracestate = h["traceparent"], h["tracestate"]
+	}
+	return c
 }
 
 func noLeader() *api.Problem {
@@ -188,27 +268,12 @@ func forwardProblem(r *http.Request, err error) *api.Problem {
 	return ambiguous()
 }
 
-// peerListener hides that the store's streams are TLS: net/http would look for
-// the protocol in a handshake that did not negotiate one.
-type peerListener struct{ net.Listener }
-
-// peerConn is a stream from the node named.
+// peerConn is a stream from the node named. It hides that the store's streams are
+// TLS: net/http would look for the protocol in a handshake that did not negotiate
+// one.
 type peerConn struct {
 	net.Conn
 	peer string
-}
-
-// Accept implements net.Listener.
-func (l peerListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	p := peerConn{Conn: c}
-	if id, ok := c.(interface{ PeerID() string }); ok {
-		p.peer = id.PeerID()
-	}
-	return p, nil
 }
 
 // peerServer serves the other nodes.
@@ -226,6 +291,8 @@ func (n *node) peerServer(serving context.Context) *http.Server {
 				n.serveClock(w, r)
 			case "GET " + pathSpeaks:
 				n.serveSpeaks(w, r)
+			case "POST " + pathCosign:
+				n.serveCosign(w, r)
 			default:
 				forwarded.ServeHTTP(w, r)
 			}
@@ -247,8 +314,13 @@ func (n *node) peerServer(serving context.Context) *http.Server {
 // that the caller holds the key; that the chain is an identity, this node
 // checks itself.
 func (n *node) serveForwarded(w http.ResponseWriter, r *http.Request) {
+	n.serveFor(w, r, func() (*caller, error) { return n.forwardedCaller(r.Header[headerChain]) })
+}
+
+// serveFor is serveForwarded for a caller whose chain came in whichever way.
+func (n *node) serveFor(w http.ResponseWriter, r *http.Request, whose func() (*caller, error)) {
 	via, _ := r.Context().Value(viaKey).(string)
-	who, err := n.forwardedCaller(r.Header[headerChain])
+	who, err := whose()
 	if via == "" || errors.Is(err, errNoCaller) {
 		n.handler.Problem(w, r, api.NewProblem(api.CodeUnauthorized, "the forwarded call names no caller", ""))
 		return
@@ -267,6 +339,12 @@ func (n *node) serveForwarded(w http.ResponseWriter, r *http.Request) {
 	if id := r.Header.Get(headerRequestID); len(id) == len(api.NewRequestID()) && strings.Trim(id, "0123456789abcdef-") == "" {
 		r = r.WithContext(api.WithRequestID(r.Context(), id))
 	}
+	done, refused := n.paced(r, who)
+	if refused != nil {
+		n.handler.Refuse(w, r, refused)
+		return
+	}
+	defer done()
 	ctx := context.WithValue(r.Context(), callerKey, who)
 	n.handler.ServeHTTP(w, r.WithContext(api.WithCaller(ctx, who.api())))
 }
@@ -274,6 +352,11 @@ func (n *node) serveForwarded(w http.ResponseWriter, r *http.Request) {
 func parseChain(header string) ([]*x509.Certificate, error) {
 	if len(header) > maxChainHeader {
 		return nil, errors.New("a chain that is too long")
+	}
+	// The decoder passes over line ends: one chain would have many spellings, and each would be
+	// verified, and remembered, as one more caller.
+	if strings.ContainsAny(header, "\r\n") {
+		return nil, errors.New("a line end in a chain")
 	}
 	der, err := base64.StdEncoding.Strict().DecodeString(header)
 	if err != nil {

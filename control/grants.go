@@ -60,7 +60,7 @@ func (b backend) Grants(ctx context.Context, call api.Call, f api.Filter) (out a
 		if want.State == api.GrantScheduled {
 			want.State = api.GrantActive // the state machine's word for both
 		}
-		page, cursor, err := visiblePage(want, s.Grants, func(g approval.Grant) bool {
+		page, cursor, err := visiblePage(e.among(want), s.Grants, func(g approval.Grant) bool {
 			if f.State != "" && b.wireGrant(g).State != f.State {
 				return false
 			}

@@ -8,7 +8,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/hallpass/hallpass/approval"
 	"github.com/hallpass/hallpass/approval/api"
@@ -107,6 +112,56 @@ func (n *node) askLeader(ctx context.Context, path string, in any) error {
 	}
 	p.Status = resp.StatusCode
 	return p
+}
+
+// NodeIssuers implements api.TrustBackend, from the node's own state: whoever
+// renews issuers asks every node which are denied, so that one that lies is one
+// among several.
+func (b backend) NodeIssuers(_ context.Context, call api.Call) (out api.NodeIssuers, err error) {
+	now := b.now()
+	err = b.local(func(s approval.State) error {
+		if err := b.mayReadIssuers(s, call.Caller.ID); err != nil {
+			return err
+		}
+		c, err := s.Cluster()
+		if err != nil {
+			return err
+		}
+		out = api.NodeIssuers{Node: b.node.node.ID, Now: now.UTC(), Members: []string{}, Issuers: []api.NodeIssuer{}}
+		for _, i := range c.Issuers {
+			if i.NotAfter <= approval.MillisOf(now) || i.Role == approval.RoleEmergency {
+				continue // an emergency issuer is no node's
+			}
+			certs, err := parseCertificates([][]byte{i.DER})
+			if err != nil {
+				return err
+			}
+			out.Issuers = append(out.Issuers, api.NodeIssuer{
+				ID: i.ID, Node: i.Node, Role: string(i.Role), NotAfter: i.NotAfter.Time(),
+				Denied: i.Denied != 0 && !i.Orphan, Orphan: i.Orphan, Retired: i.Retired != 0, Certificate: string(ca.EncodeCertificates(certs...)),
+			})
+		}
+		return nil
+	})
+	if errors.Is(err, approval.ErrNotFound) {
+		return out, unready()
+	}
+	out.Members = slices.AppendSeq(out.Members, maps.Keys(b.store.Membership()))
+	slices.Sort(out.Members)
+	return out, err
+}
+
+// mayReadIssuers admits persons, services and nodes: a stranger of a federated
+// domain has no business with what the nodes sign with.
+func (b backend) mayReadIssuers(s approval.State, id spiffeid.ID) error {
+	if id.MemberOf(b.trustDomain) && (strings.HasPrefix(id.Path(), "/service/") || strings.HasPrefix(id.Path(), "/node/")) {
+		return nil
+	}
+	e, err := eyesOf(s, id)
+	if err != nil {
+		return err
+	}
+	return e.mapped()
 }
 
 // NodeRequest implements api.TrustBackend. Everyone may ask: it is public.

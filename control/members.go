@@ -79,9 +79,29 @@ func (b backend) RemoveNode(ctx context.Context, call api.Call, id string, in ap
 				return err
 			}
 			return noLeader() // the same call, made again, finds the next leader
+		case !in.WithoutAuditEntries:
+			if err := b.hasAuditLog(id); err != nil {
+				return err
+			}
 		}
 		return b.store.Remove(ctx, id, leaf)
 	})
+}
+
+// hasAuditLog keeps the only copy of a part of the audit log from being thrown
+// away: while this node, which leads and stays, lacks entries, the one that is to
+// go may be the one that it would fetch them from.
+func (n *node) hasAuditLog(gone string) error {
+	st := n.store.Status()
+	if st.RecordsMissing == 0 {
+		return nil
+	}
+	p := api.NewProblem(api.CodeUnavailable,
+		fmt.Sprintf("%d of %d entries of the audit log are missing on %s, which leads: %s may be the only node that has them",
+			st.RecordsMissing, st.Records, n.node.ID, gone),
+		"try again once they were fetched, with "+gone+" started where it is down; if it never comes back: --without-audit-entries")
+	p.RetryAfter = time.Second
+	return p
 }
 
 // HandOver implements api.MemberBackend.

@@ -112,11 +112,14 @@ func TestReplaceNode(t *testing.T) {
 			t.Errorf("issuer of %s: denied %v", i.Node, i.Denied)
 		}
 	}
-	feed, err := ann.Revocations(ctx)
-	must(t, err)
-	if len(feed.Issuers) != 2 {
-		t.Errorf("%d issuers on the feed, want the lost node's two", len(feed.Issuers))
-	}
+	c.until("the lost node's two issuers are on the feed of each node", func() bool {
+		for _, r := range c.live() {
+			if feed, err := c.once(r, "user/ann").Revocations(ctx); err != nil || len(feed.Issuers) != 2 {
+				return false
+			}
+		}
+		return true
+	})
 	for _, n := range cl.Nodes {
 		if n.ID == lost || n.Role != "voter" {
 			t.Errorf("node %s is %s", n.ID, n.Role)
@@ -413,7 +416,7 @@ func TestUpgrade(t *testing.T) {
 	must(t, err)
 	c.start("n4")
 	_, err = c.as("user/ann").JoinNode(t.Context(), "n4")
-	if p := theProblem(t, err, api.CodeConflict); !strings.Contains(p.Detail, "knows version 1") {
+	if p := theProblem(t, err, api.CodeConflict); !strings.Contains(p.Detail, fmt.Sprintf("knows version %d", approval.Version)) {
 		t.Errorf("an older node that joins: %q", p.Detail)
 	}
 	c.check()

@@ -62,8 +62,11 @@ func (b backend) GrantCertificate(ctx context.Context, call api.Call, id string,
 // Apply checks again.
 func (b backend) mintable(ctx context.Context, call api.Call, id string) (g approval.Grant, err error) {
 	err = b.look(ctx, call, func(s approval.State) error {
-		if g, err = visibleGrant(s, call.Caller.ID, id); err != nil {
-			return err
+		// Its subject sees a grant, whoever else does.
+		if g, err = s.Grant(id); err != nil || g.Subject != call.Caller.ID.String() {
+			if g, err = visibleGrant(s, call.Caller.ID, id); err != nil {
+				return err
+			}
 		}
 		now := approval.MillisOf(b.now())
 		switch state := g.StateAt(now); {
@@ -254,11 +257,18 @@ func prepareProblem(err error) error {
 }
 
 // mintCache remembers what this node signed, so that a repeated call gets the
-// very certificate that the first one did.
+// very certificate that the first one did. It holds their bytes: thousands of
+// certificates taken apart are work for every collection of garbage.
 type mintCache struct {
-	mu     sync.Mutex
-	chains map[string][]*x509.Certificate // guarded by mu; by serial
-	order  []string                       // guarded by mu; oldest first
+	mu    sync.Mutex
+	made  map[string]mintedCertificate // guarded by mu; by serial
+	order []string                     // guarded by mu; oldest first
+}
+
+type mintedCertificate struct {
+	leaf     []byte // DER
+	issuer   *x509.Certificate
+	notAfter time.Time
 }
 
 // maxMinted is how many certificates a node remembers.
@@ -267,24 +277,28 @@ const maxMinted = 4096
 func (c *mintCache) put(serial string, chain []*x509.Certificate, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.chains == nil {
-		c.chains = map[string][]*x509.Certificate{}
+	if c.made == nil {
+		c.made = map[string]mintedCertificate{}
 	}
 	for len(c.order) > 0 {
 		oldest := c.order[0]
-		if len(c.order) < maxMinted && now.Before(c.chains[oldest][0].NotAfter) {
+		if len(c.order) < maxMinted && now.Before(c.made[oldest].notAfter) {
 			break
 		}
-		delete(c.chains, oldest)
+		delete(c.made, oldest)
 		c.order = c.order[1:]
 	}
-	c.chains[serial] = chain
+	c.made[serial] = mintedCertificate{leaf: chain[0].Raw, issuer: chain[1], notAfter: chain[0].NotAfter}
 	c.order = append(c.order, serial)
 }
 
 func (c *mintCache) get(serial string) ([]*x509.Certificate, bool) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	chain, ok := c.chains[serial]
-	return chain, ok
+	made, ok := c.made[serial]
+	c.mu.Unlock()
+	if !ok {
+		return nil, false
+	}
+	leaf, err := x509.ParseCertificate(made.leaf)
+	return []*x509.Certificate{leaf, made.issuer}, err == nil
 }

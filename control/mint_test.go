@@ -189,7 +189,7 @@ func TestAmbiguousCommit(t *testing.T) {
 
 	var hits atomic.Int32
 	f.set(func(_, place string) error {
-		if place == "after the commit" && hits.Add(1) == 1 {
+		if place == "after a call's commit" && hits.Add(1) == 1 {
 			return raftstore.ErrAmbiguous // it was committed
 		}
 		return nil
@@ -269,7 +269,7 @@ func TestForwardOfUnknownOutcome(t *testing.T) {
 	for n := 0; leader == ""; n++ {
 		via := c.follower()
 		key = api.WithKey(fmt.Sprintf("unknown-%d", n))
-		caught, release, commits = f.trap("after the commit", via.ID())
+		caught, release, commits = f.trap("after a call's commit", via.ID())
 		go func() {
 			_, err := c.once(via, "user/alice").CreateRequest(t.Context(), readAccounts(), key)
 			answer <- err

@@ -94,12 +94,13 @@ func TestRelay(t *testing.T) {
 		return resp
 	}
 	w := httptest.NewRecorder()
-	if err := relay(w, answer(1000)); err == nil || w.Body.Len() > 0 { //nolint:bodyclose // the cleanup does
+	if err := relay(w, w, answer(1000)); err == nil || w.Body.Len() > 0 { //nolint:bodyclose // the cleanup does
 		t.Errorf("%v, and %d bytes were passed on", err, w.Body.Len())
 	}
 	broken := func() (v any) {
 		defer func() { v = recover() }()
-		return relay(httptest.NewRecorder(), answer(3*relayed)) //nolint:bodyclose // the cleanup does
+		w := httptest.NewRecorder()
+		return relay(w, w, answer(3*relayed)) //nolint:bodyclose // the cleanup does
 	}()
 	if broken != http.ErrAbortHandler { //nolint:errorlint // net/http compares it so
 		t.Errorf("a long answer that breaks off ended with %v", broken)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -66,44 +65,32 @@ func keyOfCSR(text string) (string, error) {
 
 // decide asks the policy in force what it says to a request, and under which
 // revisions it says so.
-func (n *node) decide(s approval.State, who spiffeid.ID, a asked) (policy.Outcome, approval.Cluster, error) {
-	c, err := s.Cluster()
+func (n *node) decide(ctx context.Context, s approval.State, who spiffeid.ID, a asked) (verdict, error) {
+	rev, err := s.Revisions()
 	if err != nil {
-		return policy.Outcome{}, c, err
+		return verdict{}, err
 	}
-	doc, err := s.Policy()
+	p, err := s.Rules()
 	if err != nil {
-		return policy.Outcome{}, c, err
+		return verdict{}, err
 	}
-	p := n.policies.parse(doc.YAML)
-	e, err := eyesOf(s, who)
-	if err != nil {
-		return policy.Outcome{}, c, err
+	r := policy.Request{
+		Requester: who, Groups: s.GroupsOf(s.PersonName(who)), Subject: a.subject, Scope: a.scope,
+		Duration: time.Duration(a.in.Duration), Reason: a.in.Reason, Start: n.begins(a.start),
 	}
-	return policy.Decide(p, policy.Request{
-		Requester: who, Groups: e.groups, Subject: a.subject, Scope: a.scope, Duration: time.Duration(a.in.Duration),
-	}), c, nil
+	if r.Answers, err = n.answers(ctx, p, r); err != nil {
+		return verdict{}, err
+	}
+	return verdict{policy.Decide(p, r), rev, r.Answers}, nil
 }
 
-// policyCache keeps the policy that was parsed last: it is asked far more often
-// than it changes.
-type policyCache struct {
-	mu     sync.Mutex
-	yaml   string         // guarded by mu
-	parsed *policy.Policy // guarded by mu; nil for one that is empty or broken, which denies
-}
+// verdict is what the policy says to a request, the revisions under which it says
+// so, and what its conditions came to.
+type verdict struct {
+	policy.Outcome
 
-func (c *policyCache) parse(yaml string) *policy.Policy {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.parsed == nil || c.yaml != yaml {
-		p, err := policy.Parse([]byte(yaml))
-		if err != nil {
-			p = nil
-		}
-		c.yaml, c.parsed = yaml, p
-	}
-	return c.parsed
+	rev     approval.Revisions
+	answers []policy.Answer
 }
 
 // DryRun implements api.RequestBackend.
@@ -114,14 +101,14 @@ func (b backend) DryRun(ctx context.Context, call api.Call, in api.RequestInput)
 	}
 	var out api.DryRun
 	err = b.view(ctx, call, func(s approval.State) error {
-		o, c, err := b.decide(s, call.Caller.ID, a)
+		o, err := b.decide(ctx, s, call.Caller.ID, a)
 		if err != nil {
 			return err
 		}
 		out = api.DryRun{
 			Allowed: o.Allowed, Auto: o.Auto, Rules: list(o.Rules), Reason: o.Reason,
 			MaxDuration: api.Duration(o.MaxDuration), CertificateTTL: api.Duration(o.CertificateTTL),
-			PolicyRevision: c.PolicyRevision,
+			PolicyRevision: o.rev.Policy,
 			Require: mapped(o.Require, func(q policy.Requirement) api.Requirement {
 				return api.Requirement{Group: q.Group, Approvals: q.Approvals}
 			}),
@@ -155,12 +142,14 @@ func (b backend) CreateRequest(ctx context.Context, call api.Call, in api.Reques
 	span.SetAttributes(grantAttr(id.String()), attribute.String("hallpass.service", in.Service))
 	var res approval.Result
 	err = rebuilt(func() error {
-		var c approval.Cluster
+		var o verdict
 		if err := b.look(ctx, call, func(s approval.State) error {
-			var o policy.Outcome
 			var err error
-			if o, c, err = b.decide(s, call.Caller.ID, a); err != nil || o.Allowed {
+			if o, err = b.decide(ctx, s, call.Caller.ID, a); err != nil {
 				return err
+			}
+			if o.Allowed {
+				return checkID(id, o.rev)
 			}
 			// Refused before the commit: whoever asks for what no rule gives must
 			// not make the log grow.
@@ -171,7 +160,7 @@ func (b backend) CreateRequest(ctx context.Context, call api.Call, in api.Reques
 		res, err = b.propose(ctx, call, approval.CreateRequest{
 			ID: id.String(), Subject: a.subject.String(), Service: in.Service, Permissions: a.scope.Texts(),
 			Reason: in.Reason, Start: a.start, Duration: time.Duration(in.Duration).Milliseconds(), CSRKey: a.csrKey,
-			PolicyRevision: c.PolicyRevision, DirectoryRevision: c.DirectoryRevision,
+			PolicyRevision: o.rev.Policy, DirectoryRevision: o.rev.Directory, Answers: mapped(o.answers, toAnswer),
 		})
 		return err
 	})
@@ -192,13 +181,16 @@ func (b backend) requestResult(ctx context.Context, call api.Call, res approval.
 		b.metrics.requestDecided(ctx, string(r.State), r.Ended.Time().Sub(r.Created.Time()))
 	}
 	err = b.told(func(s approval.State) error {
-		e, err := eyesOf(s, call.Caller.ID)
-		if err != nil {
-			return err
+		if res.Replayed {
+			e, err := eyesOf(s, call.Caller.ID)
+			if err != nil {
+				return err
+			}
+			if !e.sees(r) {
+				return notFound("request", r.ID)
+			}
 		}
-		if res.Replayed && !e.sees(r) {
-			return notFound("request", r.ID)
-		}
+		var err error
 		out, err = b.wireRequest(s, r)
 		return err
 	})
@@ -278,7 +270,7 @@ func (b backend) Requests(ctx context.Context, call api.Call, f api.Filter) (out
 		if err != nil {
 			return err
 		}
-		page, cursor, err := visiblePage(filter(f), s.Requests, e.sees, weighRequest)
+		page, cursor, err := visiblePage(e.among(filter(f)), s.Requests, e.sees, weighRequest)
 		if err != nil {
 			return err
 		}
@@ -300,28 +292,25 @@ func (b backend) DecideRequest(ctx context.Context, call api.Call, id string, in
 	var res approval.Result
 	err = rebuilt(func() error {
 		var r approval.Request
-		var c approval.Cluster
+		body := approval.DecideRequest{
+			Request: id, Hash: in.Hash, Verdict: approval.Verdict(in.Decision), Comment: in.Comment,
+			Duration: time.Duration(in.Duration).Milliseconds(),
+		}
 		if err := b.look(ctx, call, func(s approval.State) error {
 			var err error
 			if r, err = visibleRequest(s, call.Caller.ID, id); err != nil {
 				return err
 			}
-			c, err = s.Cluster()
-			return err
+			if len(in.Permissions) > 0 {
+				scope, err := grant.ParseScope(r.Service, in.Permissions)
+				if err != nil {
+					return api.NewProblem(api.CodeInvalid, err.Error(), "permissions are written as: GET,HEAD /accounts/**")
+				}
+				body.Permissions = scope.Texts()
+			}
+			return b.answerDecision(ctx, s, r, &body)
 		}); err != nil {
 			return err
-		}
-		body := approval.DecideRequest{
-			Request: id, Hash: in.Hash, Verdict: approval.Verdict(in.Decision), Comment: in.Comment,
-			Duration:       time.Duration(in.Duration).Milliseconds(),
-			PolicyRevision: c.PolicyRevision, DirectoryRevision: c.DirectoryRevision,
-		}
-		if len(in.Permissions) > 0 {
-			scope, err := grant.ParseScope(r.Service, in.Permissions)
-			if err != nil {
-				return api.NewProblem(api.CodeInvalid, err.Error(), "permissions are written as: GET,HEAD /accounts/**")
-			}
-			body.Permissions = scope.Texts()
 		}
 		ctx, span := b.continued(ctx, "request.decide", r.Trace, grantAttr(id), attribute.String("hallpass.decision", in.Decision))
 		res, err = b.propose(ctx, call, body)

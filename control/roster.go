@@ -78,6 +78,11 @@ func (n *node) adoptOwn(ctx context.Context) error {
 	if err != nil || n.manifest.Sequence <= known {
 		return err
 	}
+	return n.adopt(ctx, max(int(n.version.Load()), 1))
+}
+
+// adopt has the cluster take this node's manifest, by a command of a version.
+func (n *node) adopt(ctx context.Context, version int) error {
 	body, err := adoption(n.manifest)
 	if err != nil {
 		return err
@@ -86,6 +91,7 @@ func (n *node) adoptOwn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	cmd.V = version
 	if _, err := n.commit(ctx, cmd); err != nil {
 		return fmt.Errorf("manifest %d, which this node was started with: %w", n.manifest.Sequence, err)
 	}

@@ -44,20 +44,31 @@ type node struct {
 	spans    trace.Tracer
 	metrics  *instruments
 	forward  *forwarder
+	links    *callLinks
 	feed     *feedWatch
 	clock    *clockWatch
-	heads    checkpoints
+	heads    *checkpoints
+	cosigner *cosigner
+
+	uncommitted *uncommitted
+	anchors     *anchors
+	witnesses   []*witness
+
 	minted   mintCache
 	callers  callerCache
 	refusals rationed
+	pacer    *pacer
+	epoch    atomic.Pointer[NewEpoch] // that is to begin; nil: none
 
 	// stopping ends when the node is told to stop: streams and blocking reads
 	// end with it, other calls are let finish.
 	stopping context.Context
 	stop     context.CancelFunc
-	policies policyCache
+	memory   approval.Memory // of what calls read
+	compiled conditions      // of the policy in force
 
 	machine *machine
+	saving  atomic.Bool  // a snapshot is being taken
 	version atomic.Int32 // of commands, that the cluster has agreed on; 0: not known yet
 }
 
@@ -92,11 +103,15 @@ func open(cfg Config) (*Server, error) {
 	}
 	n := &node{
 		settings: set,
-		custody:  newCustody(set.node, set.manifest),
 		spans:    set.tracer.Tracer("github.com/hallpass/hallpass/control"),
 		feed:     newFeedWatch(),
+		pacer:    newPacer(set.limits),
+		heads:    newCheckpoints(),
 		clock:    newClockWatch(),
 		machine:  &machine{approval.Machine{Speaks: cfg.speaks}},
+	}
+	if n.custody, err = newCustody(set.node, set.manifest); err != nil {
+		return nil, fmt.Errorf("control: %w", err)
 	}
 	n.verifier = verifier{trusted: n.custody.get, trustDomain: set.trustDomain, grantDomain: set.grantDomain, now: set.now}
 	if n.handler, err = api.NewHandler(api.Config{
@@ -107,8 +122,18 @@ func open(cfg Config) (*Server, error) {
 	if n.store, err = raftstore.Open(cfg.storeConfig(n.machine, n.log)); err != nil {
 		return nil, fmt.Errorf("control: %w", err)
 	}
+	word, err := readNewEpoch(cfg.DataDir)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("control: %w", err), n.store.Close())
+	}
+	n.epoch.Store(word)
 	n.stopping, n.stop = context.WithCancel(context.Background())
-	n.forward = newForwarder(n.store)
+	n.forward, n.links = newForwarder(n.store), newCallLinks(n.store.DialPeer)
+	n.witnesses = n.newWitnesses(cfg.Witness)
+	n.uncommitted = openUncommitted(cfg.DataDir)
+	n.anchors = newAnchors()
+	self, _ := set.manifest.Node(set.node.ID)
+	n.cosigner = openCosigner(cfg.DataDir, set.node.AuditSigner, self.AuditKey)
 	if n.metrics, err = newInstruments(set.meter, n.store); err != nil {
 		return nil, errors.Join(fmt.Errorf("control: %w", err), n.store.Close())
 	}
@@ -161,9 +186,10 @@ func (s *Server) Run(ctx context.Context) error {
 		})
 	}
 	public, peers, admin := n.publicServer(serving), n.peerServer(serving), n.adminServer(serving, s.cfg.Metrics)
+	streams := newPeerStreams(serving, n)
 	secure := tls.NewListener(s.api, n.apiTLS()) //nolint:contextcheck // each handshake brings its own
 	serve("api", func() error { return public.Serve(secure) })
-	serve("peers", func() error { return peers.Serve(peerListener{n.store.PeerListener()}) })
+	serve("peers", func() error { return peers.Serve(streams) })
 	if s.admin != nil {
 		serve("admin", func() error { return admin.Serve(s.admin) })
 	}
@@ -173,6 +199,8 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() { n.watchRoster(running) })
 	group.Go(func() { n.followVerified(running) })
 	group.Go(func() { n.watchClock(running) })
+	group.Go(func() { n.watchUncommitted(running) })
+	group.Go(func() { n.commitAnchors(running) })
 	n.store.Lead(func(ctx context.Context) { n.lead(ctx) })
 	n.log.LogAttrs(ctx, slog.LevelInfo, "control node serving", slog.String("api", s.api.Addr().String()))
 
@@ -188,9 +216,12 @@ func (s *Server) Run(ctx context.Context) error {
 	n.stop()
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 	defer cancel()
-	shut := errors.Join(shutdown(grace, public), shutdown(grace, peers), shutdown(grace, admin))
+	shut := shutdown(grace, public)
+	streams.shutdown(grace)
+	shut = errors.Join(shut, shutdown(grace, peers), shutdown(grace, admin))
 	err = errors.Join(err, shut, s.Close())
 	group.Wait()
+	streams.group.Wait()
 	return err
 }
 
@@ -217,6 +248,7 @@ func (s *Server) Close() error {
 	s.closing.Do(func() {
 		s.n.stop()
 		err := errors.Join(s.n.store.Close(), s.n.metrics.close(), closeAll(s.api, s.admin))
+		s.n.links.close()
 		s.n.forward.close()
 		s.closed = err
 	})
@@ -269,6 +301,16 @@ func (n *node) servePublic(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer end()
+	if err := n.checkEpoch(); err != nil {
+		n.handler.Problem(w, r, err)
+		return
+	}
+	done, refused := n.paced(r, who)
+	if refused != nil {
+		n.handler.Refuse(w, r, refused)
+		return
+	}
+	defer done()
 	// A caller that does not read its answer would hold it in memory. Streams
 	// set a deadline an event instead.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(api.MaxWait + 30*time.Second))

@@ -31,6 +31,20 @@ type caller struct {
 	notAfter time.Time
 	chain    []*x509.Certificate
 	checked  atomic.Uint64 // revision of trusted under which chain last held
+	der      atomic.Pointer[[]byte]
+}
+
+// raw is the chain in DER, one certificate after the other.
+func (c *caller) raw() []byte {
+	if b := c.der.Load(); b != nil {
+		return *b
+	}
+	var b []byte
+	for _, cert := range c.chain {
+		b = append(b, cert.Raw...)
+	}
+	c.der.Store(&b)
+	return b
 }
 
 func (c *caller) api() api.Caller { return api.Caller{ID: c.id, NotAfter: c.notAfter} }
@@ -222,4 +236,5 @@ const (
 	connKey   contextKey = iota // *apiConn
 	callerKey                   // *caller, of a forwarded call
 	viaKey                      // string, the node that verified a forwarded call
+	handedKey                   // *handedChain, of a call on a stream of calls
 )

@@ -104,7 +104,7 @@ var errOld = errors.New("this release is older than what the cluster has agreed 
 // checkVersion refuses to go on from a state that commands led to which this
 // release does not know: it would come to another than the others.
 func (m *machine) checkVersion(r raftstore.Reader) error {
-	version, err := approval.Read(r).Version()
+	version, err := m.Read(r).Version()
 	if err == nil && version > m.Knows() {
 		err = fmt.Errorf("%w (it knows version %d of commands, they speak %d)", errOld, m.Knows(), version)
 	}

@@ -6,10 +6,11 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/hallpass/hallpass/proxy/records"
 )
 
 // errLogUnavailable is returned when the access log could not take a record.
@@ -23,13 +24,18 @@ var errLogUnavailable = errors.New("access log unavailable")
 // and handshake after it is refused until the log can be written again, and what
 // is refused meanwhile is counted and told by a "gap" record. So at most what was
 // already under way at that moment goes unrecorded, and the gap says how much.
+//
+// What is written is hashed as it goes: head says what the log's Merkle root is.
 type accessLog struct {
-	path string
-	deny bool
-	log  *slog.Logger
-	now  func() time.Time
+	path     string
+	deny     bool
+	rotation logRotation
+	log      *slog.Logger
+	now      func() time.Time
+	export   func(r *record, line []byte) // nil: records go to the file alone
 
 	broken atomic.Bool
+	tidy   tidier
 
 	mu      sync.Mutex // owns what follows
 	out     io.Writer
@@ -38,42 +44,36 @@ type accessLog struct {
 	lost    bool // the file was removed and cannot be made again
 	missed  int64
 	retryAt time.Time
+
+	size  int64     // of file, as far as we wrote it
+	began time.Time // when the file did
+	tree  records.Tree
+	id    string    // of tree
+	holds bool      // tree has more than its first line
+	later time.Time // a rotation that failed is tried again then
+
+	anchoredBy string // the service that anchors it; "": nobody yet
+	turned     bool   // it goes on under a new name before it is anchored again
 }
 
 func openAccessLog(cfg *config, stdout io.Writer) (*accessLog, error) {
-	l := &accessLog{path: cfg.logPath, deny: cfg.logDeny, log: cfg.log, now: cfg.now}
+	l := &accessLog{path: cfg.logPath, deny: cfg.logDeny, rotation: cfg.rotation, log: cfg.log, now: cfg.now, export: cfg.exportRecords()}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.path == "-" {
-		l.out = stdout
-		return l, nil
+		l.out, l.began = stdout, l.now()
+		return l, l.beginTree(nil)
 	}
 	f, err := openLogFile(l.path)
 	if err != nil {
 		return nil, fmt.Errorf("access log: %w", err)
 	}
-	l.file, l.out = f, f
+	if err := l.useFile(f, nil); err != nil {
+		return nil, fmt.Errorf("access log: %w", errors.Join(err, f.Close()))
+	}
+	l.tidy = newTidier(l.path, l.rotation, l.log)
+	l.tidy.start(nil)
 	return l, nil
-}
-
-// openLogFile opens for appending. A last line torn by a crash is ended first,
-// so that the next record stands on a line of its own.
-func openLogFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Clean(path), os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	info, err := f.Stat()
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	if info.Mode().IsRegular() && info.Size() > 0 {
-		var last [1]byte
-		if _, err := f.ReadAt(last[:], info.Size()-1); err == nil && last[0] != '\n' {
-			if _, err := f.Write([]byte("\n")); err != nil {
-				return nil, errors.Join(err, f.Close())
-			}
-		}
-	}
-	return f, nil
 }
 
 // admits says whether anything new may begin. While the log is broken and
@@ -95,11 +95,15 @@ func (l *accessLog) write(r *record) error {
 		return l.failure()
 	}
 	l.buf = r.appendTo(l.buf[:0])
+	if l.export != nil {
+		l.export(r, l.buf)
+	}
+	if l.rotation.full(l.size, len(l.buf)) {
+		l.rotate()
+	}
 	if err := l.put(l.buf); err != nil {
-		l.broken.Store(true)
 		l.missed++
-		l.retryAt = time.Now().Add(time.Second)
-		l.log.Error("access log cannot be written", slog.Any("error", err), slog.Bool("denying", l.deny))
+		l.fail(err)
 		return l.failure()
 	}
 	return nil
@@ -126,6 +130,9 @@ func (l *accessLog) put(b []byte) error {
 	}
 	n, err := l.out.Write(b)
 	if err == nil {
+		l.size += int64(len(b))
+		l.holds = l.holds || l.tree.Size() > 0
+		l.tree.Append(b[:len(b)-1])
 		return nil
 	}
 	if n > 0 && l.file != nil {
@@ -154,8 +161,9 @@ func (l *accessLog) retry() {
 	l.broken.Store(false)
 }
 
-// reopen follows a log file that was moved away or removed. It is called every
-// second and on Reload; with force it reopens in any case.
+// reopen follows a log file that was moved away, removed or cut short, and rotates
+// one that is old. It is called every second and on Reload; with force it opens
+// the file anew in any case.
 func (l *accessLog) reopen(force bool) error {
 	l.retry()
 	l.mu.Lock()
@@ -163,23 +171,47 @@ func (l *accessLog) reopen(force bool) error {
 	if l.file == nil {
 		return nil
 	}
-	if !force {
-		there, err := os.Stat(l.path)
-		mine, merr := l.file.Stat()
-		if err == nil && merr == nil && os.SameFile(there, mine) {
-			return nil
+	same := l.sameFile()
+	if same && !force {
+		if l.rotation.old(l.now().Sub(l.began)) && l.holds && !l.broken.Load() {
+			l.rotate()
 		}
+		return nil
 	}
 	f, err := openLogFile(l.path)
 	if l.lost = err != nil; l.lost {
 		return fmt.Errorf("access log: %w", err)
 	}
 	old := l.file
-	l.file, l.out = f, f
+	if same { // it goes on where it was
+		l.file, l.out = f, f
+		return old.Close()
+	}
+	before := l.tree.Head(l.id)
+	if err := l.useFile(f, &before); err != nil {
+		// Nothing was written to the new file, and the old one is gone: what comes
+		// next is tried on the new one, and denied if that fails.
+		l.fail(err)
+	}
 	return old.Close()
 }
 
+// fail marks the log broken. The caller holds mu.
+func (l *accessLog) fail(err error) {
+	l.broken.Store(true)
+	l.retryAt = time.Now().Add(time.Second)
+	l.log.Error("access log cannot be written", slog.Any("error", err), slog.Bool("denying", l.deny))
+}
+
+// head says which tree the log is at, how long it is, and its root.
+func (l *accessLog) head() records.Head {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.tree.Head(l.id)
+}
+
 func (l *accessLog) close() error {
+	l.tidy.stop()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.file == nil {

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"encoding/json"
 	"net/http"
 	"time"
 )
@@ -15,29 +14,21 @@ type readiness struct {
 	Epoch       uint64    `json:"epoch"`
 	Revision    uint64    `json:"revision"`
 	FeedAge     string    `json:"feed_age,omitempty"`
+	FeedError   string    `json:"feed_error,omitempty"` // why no node is followed now
+	Roots       [2]uint64 `json:"roots_documents"`      // in force, of identities and of grants
+	RootsError  string    `json:"roots_error,omitempty"`
+	AnchorError string    `json:"anchor_error,omitempty"`          // why the access log is not anchored now
+	Refused     string    `json:"configuration_refused,omitempty"` // why a changed file was not taken
 }
 
 // Admin serves /healthz (the process runs), /readyz (it admits who should be
 // admitted) and, where Config.Metrics is set, /metrics. It is for loopback or a
 // socket: nothing here is authenticated.
 func (p *Proxy) Admin() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		_, _ = w.Write([]byte("ok\n")) // who asked may be gone
+	return adminMux(p.cfg.metricsUI, func() (bool, any) {
+		r := p.newest.Load().readiness()
+		return r.Ready, r
 	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		state := p.readiness()
-		w.Header().Set("Content-Type", "application/json")
-		if !state.Ready {
-			w.WriteHeader(http.StatusServiceUnavailable)
-		}
-		_ = json.NewEncoder(w).Encode(state) // as above
-	})
-	if p.cfg.metricsUI != nil {
-		mux.Handle("GET /metrics", p.cfg.metricsUI)
-	}
-	return mux
 }
 
 func (p *Proxy) readiness() readiness {
@@ -45,7 +36,8 @@ func (p *Proxy) readiness() readiness {
 	m := p.keeper.cur.Load()
 	r := readiness{
 		Connections: p.live.len(), Certificate: m.cert.Leaf.NotAfter.UTC(),
-		Epoch: d.epoch, Revision: d.revision,
+		Epoch: d.epoch, Revision: d.revision, Roots: [2]uint64{m.sets[0].Sequence(), m.sets[1].Sequence()},
+		FeedError: p.noFeed.get(), RootsError: p.noRoots.get(), AnchorError: p.noAnchor.get(),
 	}
 	if age, ok := p.rev.age(); ok {
 		r.FeedAge = age.Round(time.Millisecond).String()

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	otellog "go.opentelemetry.io/otel/log"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 
@@ -29,6 +31,8 @@ type Config struct {
 	// TracerProvider and MeterProvider may be nil: then nothing is measured.
 	TracerProvider trace.TracerProvider
 	MeterProvider  metric.MeterProvider
+	// LoggerProvider is given every access record, beside the file; nil: none.
+	LoggerProvider otellog.LoggerProvider
 	// Metrics is served as /metrics on the admin listener; nil: 404.
 	Metrics http.Handler
 }
@@ -36,13 +40,21 @@ type Config struct {
 // config is a Config that has been checked.
 type config struct {
 	service    string
+	among      bool // other services are in the same process
 	self       spiffeid.ID
 	identityTD spiffeid.TrustDomain
 	grantTD    spiffeid.TrustDomain
 	tcp        bool
+	pg         *pgConfig // nil unless the protocol is postgres
+	emergency  emergencyRule
 	hosts      map[string]struct{}
 	upstream   target
+	balancers  []netip.Prefix // whose PROXY protocol headers are read
+	announce   bool           // to the upstream, in one
 	path       grant.PathOptions
+	rules      rules
+	sandbox    sandboxRule
+	open       openness // what is anchored of all this
 
 	files     files
 	servers   []*url.URL
@@ -52,6 +64,8 @@ type config struct {
 
 	logPath   string
 	logDeny   bool
+	rotation  logRotation
+	records   otellog.LoggerProvider
 	listen    string
 	admin     string
 	before    time.Duration
@@ -64,13 +78,14 @@ type config struct {
 	metricsUI http.Handler
 }
 
-// files are the four that are watched for changes.
-type files struct{ certificate, key, identity, grants string }
+// files are those that are watched for changes. There may be no roots file.
+type files struct{ certificate, key, identity, grants, roots string }
 
 // limits are LimitSettings with the defaults filled in.
 type limits struct {
 	conns, perGrant, handshakes, streams    int
 	headerBytes, targetBytes                int
+	bodyBytes                               int64 // 0: as many as come
 	handshakeTime, headerTime, idle, dialTO time.Duration
 }
 
@@ -82,16 +97,19 @@ type target struct {
 
 // Check says whether New would take these settings, without opening any file.
 func (s Settings) Check() error {
-	_, err := newConfig(Config{Settings: s})
+	_, err := newConfigs(Config{Settings: s})
 	return err
 }
 
 func newConfig(c Config) (*config, error) {
 	s := &c.Settings
+	if len(s.Services) > 0 {
+		return nil, s.mistake("services", "is for a Fleet")
+	}
 	cfg := &config{
 		service: s.Service, path: grant.PathOptions{AllowSemicolon: s.AllowSemicolon},
 		stateFile: s.Revocation.StateFile, logPath: s.AccessLog.Path, admin: s.Admin, listen: s.Listen,
-		log: c.Logger, now: c.Now, tracers: c.TracerProvider, meters: c.MeterProvider, metricsUI: c.Metrics,
+		log: c.Logger, now: c.Now, tracers: c.TracerProvider, meters: c.MeterProvider, records: c.LoggerProvider, metricsUI: c.Metrics,
 	}
 	if cfg.log == nil {
 		cfg.log = slog.New(slog.DiscardHandler)
@@ -103,7 +121,12 @@ func newConfig(c Config) (*config, error) {
 		cfg.readNames(s),
 		cfg.readFiles(s),
 		cfg.readUpstream(s),
+		cfg.readBalancers(s),
+		cfg.readPostgres(s),
 		cfg.readRevocation(s),
+		cfg.readEmergency(s),
+		cfg.readRules(s),
+		cfg.readSandbox(s),
 		cfg.readAccessLog(s),
 		cfg.readLimits(s),
 		cfg.readAdmin(s),
@@ -111,7 +134,8 @@ func newConfig(c Config) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return cfg, nil
+	cfg.open, err = cfg.openness(*s)
+	return cfg, err
 }
 
 func (c *config) readNames(s *Settings) error {
@@ -152,7 +176,10 @@ func plainDomain(name string) (spiffeid.TrustDomain, error) {
 
 func (c *config) readFiles(s *Settings) error {
 	var errs []error
-	c.files = files{certificate: s.Certificate, key: s.Key, identity: s.IdentityBundle, grants: s.GrantsBundle}
+	c.files = files{certificate: s.Certificate, key: s.Key, identity: s.IdentityBundle, grants: s.GrantsBundle, roots: s.RootsFile}
+	if c.files.roots == "" && s.Revocation.StateFile != "" {
+		c.files.roots = filepath.Join(filepath.Dir(s.Revocation.StateFile), "roots.jsonl")
+	}
 	for _, f := range []struct{ key, path string }{
 		{"certificate", s.Certificate},
 		{"key", s.Key},
@@ -172,8 +199,10 @@ func (c *config) readUpstream(s *Settings) error {
 	case "", "http":
 	case "tcp":
 		c.tcp = true
+	case "postgres":
+		c.pg = &pgConfig{}
 	default:
-		errs = append(errs, s.mistake("protocol", "%q is neither http nor tcp", s.Protocol))
+		errs = append(errs, s.mistake("protocol", "%q is neither http nor tcp nor postgres", s.Protocol))
 	}
 	c.hosts = make(map[string]struct{}, len(s.Hosts))
 	for i, h := range s.Hosts {
@@ -182,10 +211,13 @@ func (c *config) readUpstream(s *Settings) error {
 		}
 		c.hosts[h] = struct{}{}
 	}
-	if !c.tcp && len(s.Hosts) == 0 {
+	if !c.tcp && c.pg == nil && len(s.Hosts) == 0 {
 		errs = append(errs, s.mistake("hosts", "is empty, so nobody would be admitted; list the names that clients use"))
 	}
 	t, err := parseTarget(s.Upstream, c.tcp)
+	if c.pg != nil {
+		t, err = parsePostgresTarget(s.Upstream)
+	}
 	if err != nil {
 		errs = append(errs, s.mistake("upstream", "%s", err.Error()))
 	}
@@ -269,6 +301,7 @@ func (c *config) readAccessLog(s *Settings) error {
 	default:
 		errs = append(errs, s.mistake("access_log.on_failure", "%q is neither deny nor allow", s.AccessLog.OnFailure))
 	}
+	errs = append(errs, c.readRotation(s))
 	return errors.Join(errs...)
 }
 
@@ -311,6 +344,9 @@ func (c *config) readLimits(s *Settings) error {
 		default:
 			*n.to = n.set
 		}
+	}
+	if c.limits.bodyBytes = l.MaxBodyBytes; l.MaxBodyBytes < 0 {
+		errs = append(errs, s.mistake("limits.max_body_bytes", "%d is negative", l.MaxBodyBytes))
 	}
 	for _, d := range []struct {
 		key string

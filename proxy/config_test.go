@@ -90,6 +90,13 @@ func TestBadSettings(t *testing.T) {
 		{"log failure", "on_failure: deny", "on_failure: ignore", `proxy.yaml:13: access_log.on_failure: "ignore"`},
 		{"admin to the world", "admin: 127.0.0.1:9901", "admin: 0.0.0.0:9901", "proxy.yaml:14: admin: \"0.0.0.0:9901\" is not loopback"},
 		{"admin by name", "admin: 127.0.0.1:9901", "admin: example.test:9901", "is not loopback"},
+		{"balancer without a prefix", "protocol: http", "listen_proxy_protocol: {trusted: [10.0.0.0/8, 10.0.0.1]}", "proxy.yaml:3: listen_proxy_protocol.trusted[1]: \"10.0.0.1\" is no network"},
+		{"balancer with host bits", "protocol: http", "listen_proxy_protocol: {trusted: [10.0.0.1/8]}", "is no network"},
+		{"any balancer", "protocol: http", "listen_proxy_protocol: {trusted: [\"::/0\"]}", "proxy.yaml:3: listen_proxy_protocol.trusted[0]: \"::/0\" trusts every client"},
+		{"no balancer", "protocol: http", "listen_proxy_protocol: {}", "proxy.yaml:3: listen_proxy_protocol.trusted: is empty"},
+		{"header to an http upstream", "protocol: http", "upstream_proxy_protocol: v2", "proxy.yaml:3: upstream_proxy_protocol: is not for http"},
+		{"header of version 1", "protocol: http", "upstream_proxy_protocol: v1", "proxy.yaml:3: upstream_proxy_protocol: \"v1\" is not v2"},
+		{"negative body", "max_connections: 100", "max_body_bytes: -1", "proxy.yaml:17: limits.max_body_bytes: -1 is negative"},
 		{"limit out of range", "max_connections: 100", "max_connections: -1", "proxy.yaml:17: limits.max_connections: -1 is not within"},
 	}
 	for _, tt := range tests {

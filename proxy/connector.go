@@ -36,8 +36,16 @@ type ConnectorConfig struct {
 	// prove to be spiffe://TRUSTDOMAIN/service/SERVICE.
 	TrustDomain spiffeid.TrustDomain
 	Bundle      x509bundle.Source
-	// Source gives the grant certificate to dial with.
+	// Source gives the grant certificate to dial with, for every call. With Wallet
+	// instead, each call goes out with a live grant that allows it.
 	Source CertSource
+	Wallet Wallet
+	// Standing is what the identity may do without a grant; nil: nothing. OnDemand has
+	// the rest asked for; nil: it is refused here. Both are for a Wallet.
+	Standing *Standing
+	OnDemand *OnDemand
+	// Permission is what a service of bytes needs; zero: tcp.
+	Permission grant.Permission
 	// TCP carries bytes; otherwise HTTP requests are carried.
 	TCP bool
 	// Host is the name the proxy knows the service by; "" is Address's host.
@@ -65,9 +73,17 @@ type Connector struct {
 	peer          []attribute.KeyValue // of every span
 	silence       time.Duration        // of a proxy, after which it is asked whether it is there
 
-	mu   sync.Mutex // owns what follows
-	cred *credential
-	pool *pool
+	look    time.Duration // at most, until a renewed certificate is presented
+	links   *links
+	lane    *lane    // of the one source; without a source where there is a wallet
+	wallet  Wallet   // nil where there is one source
+	idLane  *lane    // of standing access; nil: there is none
+	demands *demands // nil: nothing is asked for
+
+	permission grant.Permission // that a service of bytes needs
+
+	mu    sync.Mutex // owns what follows
+	lanes map[*RenewingSource]*lane
 }
 
 const (
@@ -84,8 +100,11 @@ func NewConnector(cfg ConnectorConfig) (*Connector, error) {
 	if err != nil || host == "" {
 		return nil, fmt.Errorf("%w: address %q is no HOST:PORT", ErrConnector, cfg.Address)
 	}
-	if cfg.Bundle == nil || cfg.Source == nil || cfg.TrustDomain.IsZero() {
-		return nil, fmt.Errorf("%w: trust domain, bundle and certificate source are needed", ErrConnector)
+	if cfg.Bundle == nil || (cfg.Source == nil) == (cfg.Wallet == nil) || cfg.TrustDomain.IsZero() {
+		return nil, fmt.Errorf("%w: trust domain, bundle and one of certificate source and wallet are needed", ErrConnector)
+	}
+	if cfg.Wallet == nil && (cfg.Standing != nil || cfg.OnDemand != nil) {
+		return nil, fmt.Errorf("%w: standing access and access on demand need a wallet", ErrConnector)
 	}
 	want, err := spiffeid.FromSegments(cfg.TrustDomain, "service", cfg.Service)
 	if err != nil {
@@ -94,8 +113,11 @@ func NewConnector(cfg ConnectorConfig) (*Connector, error) {
 	c := &Connector{
 		service: cfg.Service, address: cfg.Address, host: cfg.Host, want: want, bundle: cfg.Bundle, source: cfg.Source,
 		tcp: cfg.TCP, log: cfg.Logger, now: cfg.Now, peer: peerAttributes(cfg.Address),
-		silence: 10 * time.Second,
+		silence: 10 * time.Second, look: time.Second,
 	}
+	c.links = newLinks(c)
+	c.lane = &lane{c: c, source: cfg.Source}
+	c.hold(cfg)
 	if cfg.TracerProvider != nil {
 		c.tracer = cfg.TracerProvider.Tracer(scopeName)
 	}
@@ -114,6 +136,8 @@ func NewConnector(cfg ConnectorConfig) (*Connector, error) {
 // Serve carries what comes in on ln until ctx ends. ln should come from
 // ListenLocal: whoever can connect to it acts with this grant.
 func (c *Connector) Serve(ctx context.Context, ln net.Listener) error {
+	c.links.enter()
+	defer c.links.leave()
 	if c.tcp {
 		return c.serveTCP(ctx, ln)
 	}
@@ -123,7 +147,10 @@ func (c *Connector) Serve(ctx context.Context, ln net.Listener) error {
 // Dial opens a connection to the proxy with the certificate of now. In TLS 1.3
 // the proxy's refusal of that certificate comes with the first read.
 func (c *Connector) Dial(ctx context.Context, protocols ...string) (*tls.Conn, error) {
-	cred, err := c.credential(ctx)
+	if c.wallet != nil {
+		return nil, fmt.Errorf("%w: which grant is to be used depends on the call", errNoCertificate)
+	}
+	cred, err := c.lane.credential(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +199,8 @@ func (c *Connector) verify(chain []*x509.Certificate) error {
 	return nil
 }
 
-// serveTCP carries each local connection in one of its own.
+// serveTCP carries each local connection in a stream, or in a connection of its
+// own to a proxy that carries no streams.
 func (c *Connector) serveTCP(ctx context.Context, ln net.Listener) error {
 	_, overTCP := ln.Addr().(*net.TCPAddr)
 	running, cancel := context.WithCancel(ctx)
@@ -215,7 +243,7 @@ func (c *Connector) carry(ctx context.Context, local net.Conn, overTCP bool) {
 	defer func() { _ = remote.Close() }() // as above
 	stop := context.AfterFunc(ctx, func() {
 		breakOff(local)
-		breakOff(remote.NetConn())
+		breakOffTLS(remote)
 	})
 	defer stop()
 	var wg sync.WaitGroup
@@ -224,7 +252,7 @@ func (c *Connector) carry(ctx context.Context, local net.Conn, overTCP bool) {
 		if err := pipe(to, from, n); err != nil && broken.CompareAndSwap(nil, &err) {
 			c.log.Warn("connection broke off", slog.Any("error", err))
 			breakOff(local)
-			breakOff(remote.NetConn())
+			breakOffTLS(remote)
 		}
 	}
 	said := local
@@ -240,18 +268,47 @@ func (c *Connector) carry(ctx context.Context, local net.Conn, overTCP bool) {
 	span.carried(&in, &out, err)
 }
 
-func (c *Connector) dialTCP(ctx context.Context, span *carrying) (*tls.Conn, error) {
-	cred, err := c.credential(ctx)
+func (c *Connector) dialTCP(ctx context.Context, span *carrying) (net.Conn, error) {
+	ln, err := c.laneFor(ctx, want{need: c.permission})
+	if err != nil {
+		return nil, err
+	}
+	cred, err := ln.credential(ctx)
 	if err != nil {
 		return nil, err
 	}
 	span.under(cred)
-	remote, err := c.dialWith(ctx, cred, nil)
+	remote, err := c.openStream(ctx, ln)
 	if err != nil {
 		return nil, err
 	}
 	span.from(remote)
 	return remote, nil
+}
+
+// openStream opens a connection to a service of bytes, in a stream if the proxy
+// carries any.
+func (c *Connector) openStream(ctx context.Context, ln *lane) (net.Conn, error) {
+	l, raw, err := c.links.get(ctx, ln)
+	switch {
+	case err != nil:
+		return nil, err
+	case raw != nil:
+		return raw, nil
+	case l.carrier:
+		return l.open(ctx)
+	default:
+		l.release()
+		return nil, errors.New("the proxy speaks HTTP/2, and carries no streams")
+	}
+}
+
+// breakOffTLS breaks off what a TLS connection is carried in, without close_notify.
+func breakOffTLS(c net.Conn) {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	breakOff(c)
 }
 
 // pipe copies one direction and hands its end on as a half-close. An end that

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -16,40 +17,56 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 )
 
-// pool carries requests under one certificate. When the certificate is renewed
-// a new pool takes over: requests then leave on connections that live on, while
-// the old ones finish what they carry.
-type pool struct {
+// http1 is the HTTP/1 connections of one certificate: for WebSocket, and for other
+// makers' proxies that speak nothing newer. When the certificate is renewed, new
+// ones take over, while the old ones finish what they carry.
+type http1 struct {
 	cred *credential
-	h2   *http.Transport
-	h1   *http.Transport // for WebSocket, which HTTP/2 would need extended CONNECT for
+	*http.Transport
 }
 
-func (c *Connector) newPool(cred *credential) *pool {
-	transport := func(protocols ...string) *http.Transport {
-		return &http.Transport{
-			DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return c.dialWith(ctx, cred, protocols)
-			},
-			ForceAttemptHTTP2:     len(protocols) > 1,
+// over1 is the HTTP/1 connections of a credential; those of the one before are retired.
+func (ln *lane) over1(cred *credential) *http1 {
+	ln.mu.Lock()
+	defer ln.mu.Unlock()
+	if ln.h1 == nil || ln.h1.cred != cred {
+		if ln.h1 != nil {
+			ln.h1.CloseIdleConnections()
+		}
+		ln.h1 = &http1{cred, &http.Transport{
+			DialTLSContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return ln.dial1(ctx, cred) },
 			DisableCompression:    true,
 			MaxIdleConnsPerHost:   64,
 			IdleConnTimeout:       60 * time.Second,
 			ExpectContinueTimeout: time.Second,
-			// A proxy that falls silent, as one does when a laptop changes its network,
-			// is found out; the connection would hold up requests for a quarter of an hour.
-			HTTP2: &http.HTTP2Config{SendPingTimeout: c.silence, PingTimeout: c.silence / 2},
-		}
+		}}
 	}
-	return &pool{cred: cred, h2: transport("h2", "http/1.1"), h1: transport("http/1.1")}
+	return ln.h1
 }
 
-func (p *pool) retire() {
-	p.h2.CloseIdleConnections()
-	p.h1.CloseIdleConnections()
+// dial1 opens a connection for HTTP/1: a stream, which is renewed along with what
+// carries it, or else one of its own.
+func (ln *lane) dial1(ctx context.Context, cred *credential) (net.Conn, error) {
+	l, raw, err := ln.c.links.get(ctx, ln)
+	switch {
+	case err != nil:
+		return nil, err
+	case raw != nil:
+		return raw, nil
+	case l.carrier:
+		// The transport's dial ends before what it has dialled does.
+		return l.open(context.WithoutCancel(ctx))
+	}
+	l.release()
+	return ln.c.dialWith(ctx, cred, []string{"http/1.1"})
 }
 
-// RoundTrip sends one request with the certificate of now.
+// release gives back the stream that was reserved on l.
+func (l *link) release() {
+	_, _ = l.cc.RoundTrip(new(http.Request)) //nolint:bodyclose // as http2.ClientConnPool says: it is refused, and the reservation gone
+}
+
+// RoundTrip sends one request with the certificate of now, while Serve runs.
 func (c *Connector) RoundTrip(r *http.Request) (*http.Response, error) {
 	r, span := c.carryingHTTP(r)
 	res, err := c.send(r, span)
@@ -61,30 +78,41 @@ func (c *Connector) RoundTrip(r *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
+// laneOf is what a request goes out with. It may wait; the request's body is not
+// touched before it is sent, once.
+func (c *Connector) laneOf(r *http.Request) (*lane, error) {
+	if c.wallet == nil {
+		return c.lane, nil
+	}
+	w, err := c.wantOf(r)
+	if err != nil {
+		return nil, err
+	}
+	return c.laneFor(r.Context(), w)
+}
+
 func (c *Connector) send(r *http.Request, span *carrying) (*http.Response, error) {
-	cred, err := c.credential(r.Context())
+	ln, err := c.laneOf(r)
+	if err != nil {
+		return nil, err
+	}
+	cred, err := ln.credential(r.Context())
 	if err != nil {
 		return nil, err
 	}
 	span.under(cred)
-	p := c.poolOf(cred)
-	if r.Header.Get("Upgrade") != "" {
-		return p.h1.RoundTrip(r)
+	if own, ok := r.Context().Value(bodyKey{}).(io.ReadCloser); ok && r.Body != nil {
+		r = r.WithContext(r.Context())
+		r.Body = own
 	}
-	return p.h2.RoundTrip(r)
-}
-
-// poolOf is the pool of a credential; that of the one before is retired.
-func (c *Connector) poolOf(cred *credential) *pool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.pool == nil || c.pool.cred != cred {
-		if c.pool != nil {
-			c.pool.retire()
-		}
-		c.pool = c.newPool(cred)
+	if r.Header.Get("Upgrade") != "" || c.links.plain.Load() {
+		return ln.over1(cred).RoundTrip(r)
 	}
-	return c.pool
+	res, err := c.links.roundTrip(r, ln)
+	if errors.Is(err, errNoStreams) { // and the request has not been touched
+		return ln.over1(cred).RoundTrip(r)
+	}
+	return res, err
 }
 
 // serveHTTP is a reverse proxy for programs on this machine. It returns when the
@@ -116,11 +144,7 @@ func (c *Connector) serveHTTP(ctx context.Context, ln net.Listener) error {
 	ended := ctx.Err() != nil
 	cancel()
 	requests.wait()
-	c.mu.Lock()
-	if c.pool != nil {
-		c.pool.retire()
-	}
-	c.mu.Unlock()
+	c.rest()
 	if errors.Is(err, http.ErrServerClosed) && ended {
 		return nil
 	}
@@ -128,6 +152,31 @@ func (c *Connector) serveHTTP(ctx context.Context, ln net.Listener) error {
 }
 
 type localKey struct{}
+
+// bodyKey is the key of a request's body as the server gave it, of HTTP/2. What
+// httputil.ReverseProxy makes of it does nothing when it is closed, and http2's
+// transport closes it to stop reading when a connection has broken off, and waits for
+// that before it tells whoever reads the answer. A program that is silent itself, as
+// at the far end of a gRPC stream, would wait for ever on what has ended.
+type bodyKey struct{}
+
+// rest closes what carries nothing.
+func (c *Connector) rest() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, ln := range c.lanes {
+		ln.rest()
+	}
+	c.lane.rest()
+}
+
+func (ln *lane) rest() {
+	ln.mu.Lock()
+	defer ln.mu.Unlock()
+	if ln.h1 != nil {
+		ln.h1.CloseIdleConnections()
+	}
+}
 
 // breakWith breaks a connection off when ctx ends: net/http closes none that has
 // switched protocols, and a program that neither reads nor writes would keep it.
@@ -183,6 +232,15 @@ func (c *Connector) handler(overTCP bool) http.Handler {
 			}
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			if no, ok := errors.AsType[*notGranted](err); ok {
+				c.log.Warn("request not carried", slog.Any("error", err), slog.String("permission", no.problem.Permission))
+				if isGRPC(r.Header) {
+					sendGRPC(w, r, no.problem)
+					return
+				}
+				c.answer(w, no.problem)
+				return
+			}
 			c.log.Error("request not carried", slog.Any("error", err))
 			_, detail := connectTrouble(err)
 			c.answer(w, newProblem(http.StatusBadGateway, "proxy_unreachable", detail, c.service))
@@ -202,6 +260,9 @@ func (c *Connector) handler(overTCP bool) http.Handler {
 			r = r.WithContext(propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header)))
 		}
 		defer breakWith(r)()
+		if r.ProtoMajor == 2 {
+			r = r.WithContext(context.WithValue(r.Context(), bodyKey{}, r.Body))
+		}
 		rp.ServeHTTP(w, r)
 	})
 }
@@ -216,7 +277,10 @@ func (c *Connector) answer(w http.ResponseWriter, pr problem) {
 // help and give nothing away.
 func connectTrouble(err error) (kind, detail string) {
 	text := err.Error()
+	var no *notGranted
 	switch {
+	case errors.As(err, &no):
+		return no.problem.Code, no.problem.Detail
 	// The second is what HTTP/2 makes of a TLS alert that comes with its first read.
 	case strings.Contains(text, "remote error: tls"), strings.Contains(text, "could not be established"):
 		return "proxy_refused", "the proxy refused the connection, most likely for its certificate; see `hallpass status` and the proxy's access log"

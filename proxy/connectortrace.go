@@ -15,6 +15,8 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/hallpass/hallpass/grant"
 )
 
 // carrying is the span of one request or TCP connection at the client's end.
@@ -57,7 +59,7 @@ func (c *Connector) carryingTCP(ctx context.Context) (context.Context, *carrying
 
 // under notes the grant that the traffic goes out with.
 func (s *carrying) under(cred *credential) {
-	if s != nil {
+	if s != nil && cred.grant != (grant.ID{}) {
 		s.span.SetAttributes(
 			attribute.String("hallpass.grant.id", cred.grant.GrantID()),
 			attribute.String("hallpass.subject", cred.grant.Subject().String()),

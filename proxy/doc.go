@@ -8,13 +8,21 @@
 // asks nobody. With every control node dead, live grants go on working and die on
 // time. What it hears of revocations makes it refuse more, never less.
 //
-//	          handshake.go           gate.go        screen.go      exchange.go          forward.go, tunnel.go
-//	client ─► TLS 1.3, examine ─┬─► HTTP/1 bytes ─► one reading ─► time? revoked? ──┬─► upstream
-//	          (verify.go)       ├─► HTTP/2 ───────►                 scope?          └─► 403 and the command to ask
-//	             │              └─► tcp ──────────────────────────► scope? ───────────► upstream
+//	          handshake.go           one reading              exchange.go, frontask.go
+//	client ─► TLS 1.3, examine ─┬─► HTTP/1: front*.go ───────► time? revoked? ──┬─► upstream (asking.go, backend.go, answerhead.go;
+//	          (verify.go,       ├─► HTTP/2: net/http, screen.go    scope?       │   HTTP/2 by cross*.go, to h2c by forward.go)
+//	          chaincache.go)    │                                               └─► 403 and the command to ask
+//	             │              ├─► postgres ─► pgwire ───────────► scope? ─► login ──► upstream
+//	             │              ├─► tcp ──────────────────────────► scope? ───────────► upstream
+//	             │              └─► carrier.go: many of these in one connection, renewed in band (renewal.go)
 //	             ▼                                                                        │
 //	          live.go: who is connected, until when ── cut at NotAfter, on revocation ────┤
 //	          record.go, accesslog.go: one record of each ◄────────────────────────────────┘
+//
+// A Fleet is several Proxies in one process, and what changes their configuration
+// while they run. What belongs to a configuration is in Proxy, and what outlives
+// it, connections above all, in its core: a request is judged by the Proxy that is
+// newest when it arrives.
 //
 // # Trust boundary
 //
@@ -33,16 +41,26 @@
 //     read from the certificate's bytes, so that there is one spelling of it. All
 //     of this is in VerifyConnection and there are no session tickets: a resumed
 //     session skips the other hooks.
-//   - In the bytes of HTTP/1: everything that net/http repairs and another parser
-//     may read otherwise. The gate stands before net/http for that.
+//   - In the bytes of HTTP/1: everything that one parser repairs and another may
+//     read otherwise. A front reads them itself; where the upstream speaks h2c, and on a
+//     carrier's streams, which are net/http's, the gate stands before it with the same rules.
+//   - In an HTTP/1 upstream's answer: what could be read as two answers, or as half
+//     of one. It becomes a 502, or the connection breaks off.
 //   - In a request, by 400: paths with two readings, headers that ask for another
 //     method or path, upgrades but WebSocket, CONNECT and TRACE.
 //   - By 403: an identity, which opens nothing by itself, and what the scope does
 //     not cover. The answer names the smallest permission that would do.
 //
+// # Postgres
+//
+// A session is a login of the proxy's own as the role that the grant names (pgsession.go). Nothing in it is decided by
+// reading SQL. That it stays that role's rests on the role having no other to become, which each session is asked before its
+// client has it (pgrole.go); that it ends, on its backend being ended by another login of the role, since PostgreSQL lets SQL catch a
+// cancel (pgupstream.go). A cut connection has half a second for the protocol's last word (parting.go).
+//
 // # Time
 //
-// A connection ends with the certificate it was proven with, on every protocol,
+// A connection ends with the certificate that was proven on it last, on every protocol,
 // with whatever is in flight: its socket is reset, so that a cut answer never
 // looks like a whole one. The wall clock is what counts, and it is looked at four
 // times a second, since timers stand still in a suspended laptop. Shortly before,

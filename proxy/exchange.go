@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -50,17 +51,19 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		panic(http.ErrAbortHandler) // not a connection that was admitted
 	}
+	growStack()
+	p = p.newest.Load() // a connection may be older than the configuration in force
 	p.active.Add(1)
 	defer p.active.Add(-1)
 	x := &exchange{p: p, c: c, w: w, r: r, started: p.cfg.now()}
 	defer x.finish()
-	x.ctx, x.spans = p.tele.begin(r, c)
+	x.ctx, x.spans = p.tele.begin(r.Context(), spanned{r.Method, r.RequestURI, r.ProtoMajor, r.Header}, c)
 	c.requests.Add(1)
 	x.rec = record{
 		time: x.started, kind: kindRequest, event: "end", conn: c.id, service: p.cfg.service,
 		protocol: protocolOf(r), method: r.Method, path: pathOf(r.RequestURI), peer: c.peer, trace: x.spans.traceID,
 	}
-	x.rec.of(c.adm)
+	x.rec.of(c.proven())
 	if r.Header["Upgrade"] != nil {
 		// Behind an Upgrade the gate reads no more heads: nothing may follow on this connection.
 		w.Header().Set("Connection", "close")
@@ -94,53 +97,63 @@ func protocolOf(r *http.Request) string {
 	return "http/1.1"
 }
 
-// decide says whether the request may go to the upstream, and answers it if not.
-func (x *exchange) decide(s *shape) bool {
-	p, c := x.p, x.c
+// verdict is why a request is not let through.
+type verdict struct {
+	status         int
+	reason, detail string
+	need           grant.Permission // what would have allowed it; zero when nothing can
+	retryAfter     time.Duration
+	cut            bool // the connection ends with the answer, cut
+}
+
+// judge decides over one well-formed request: time, news of revocations, and what
+// permits says. It is asked anew for every request, of whichever version of HTTP,
+// and notes in rec what decided.
+func (p *Proxy) judge(ctx context.Context, c *conn, method string, s *shape, rec *record) *verdict {
 	switch {
-	case !wall(p.cfg.now).Before(c.adm.notAfter):
+	case !wall(p.cfg.now).Before(c.proven().notAfter):
 		// The clock is read again for each request: a connection that was not cut
 		// yet opens nothing past NotAfter.
-		x.deny(http.StatusForbidden, reasonExpired, "the certificate has expired", grant.Permission{}, s.grpc)
-		c.cut(reasonExpired)
-		return false
-	case p.rev.stale():
-		x.deny(http.StatusServiceUnavailable, reasonStale, "news of revocations is too old, and this service admits nobody without", grant.Permission{}, s.grpc)
-		return false
+		return &verdict{status: http.StatusForbidden, reason: reasonExpired, detail: "the certificate has expired", cut: true}
+	case p.stale(c.adm):
+		return &verdict{status: http.StatusServiceUnavailable, reason: reasonStale, detail: "news of revocations is too old, and this service admits nobody without"}
 	}
 	if why := p.denied(c); why != "" {
-		x.deny(http.StatusForbidden, why, "the grant has been revoked", grant.Permission{}, s.grpc)
-		c.cut(why)
-		return false
+		return &verdict{status: http.StatusForbidden, reason: why, detail: "the grant has been revoked", cut: true}
 	}
-	if !c.adm.isGrant() {
-		x.deny(http.StatusForbidden, reasonNoGrant, "an identity opens nothing here; it takes a grant", x.smallest(s), s.grpc)
-		return false
+	return p.permitted(ctx, c, method, s, rec)
+}
+
+// decide says whether the request may go to the upstream, and answers it if not.
+func (x *exchange) decide(s *shape) bool {
+	no := x.p.judge(x.ctx, x.c, x.r.Method, s, &x.rec)
+	if no == nil {
+		x.decision = decisionAllow
+		return true
 	}
-	var perm grant.Permission
-	var ok bool
-	if s.grpc {
-		perm, ok = c.matcher.GRPC(x.r.Method, &s.path)
-	} else {
-		perm, ok = c.matcher.HTTP(x.r.Method, &s.path)
+	no.sayWhen(x.w.Header())
+	x.deny(no.status, no.reason, no.detail, no.need, s.grpc)
+	if no.cut {
+		x.c.cut(no.reason)
 	}
-	if !ok {
-		x.deny(http.StatusForbidden, reasonOutsideScope, "the grant does not allow this", x.smallest(s), s.grpc)
-		return false
+	return false
+}
+
+// sayWhen says how long to wait, where waiting helps.
+func (v *verdict) sayWhen(h http.Header) {
+	if v.retryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(int((v.retryAfter+time.Second-1)/time.Second)))
 	}
-	x.rec.permission = c.permissionText(perm)
-	x.decision = decisionAllow
-	return true
 }
 
 // smallest is the least permission that allows the request; zero when none can.
-func (x *exchange) smallest(s *shape) grant.Permission {
+func smallest(method string, s *shape) grant.Permission {
 	var need grant.Permission
 	var err error
 	if s.grpc {
 		need, err = grant.GRPCPermission(s.path)
 	} else {
-		need, err = grant.HTTPPermission(x.r.Method, s.path)
+		need, err = grant.HTTPPermission(method, s.path)
 	}
 	if err != nil {
 		return grant.Permission{}

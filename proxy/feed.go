@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -42,19 +43,45 @@ type follower struct {
 	nodeTD  spiffeid.TrustDomain
 	now     func() time.Time
 	log     *slog.Logger
+	heard   func(documents uint64) // of roots documents that the node knows; nil: nobody asks
+	trouble *trouble
+}
+
+// trouble is why the control nodes could not be followed when they were last
+// asked, for who looks at the proxy; "" while they can.
+type trouble struct{ text atomic.Pointer[string] }
+
+func (t *trouble) set(text string) { t.text.Store(&text) }
+
+func (t *trouble) get() string {
+	if s := t.text.Load(); s != nil {
+		return *s
+	}
+	return ""
+}
+
+// explain says what an error with a control node means where TLS says it in two
+// words. A proxy that is refused is deaf until somebody renews its certificate.
+func explain(err error) error {
+	var alert *net.OpError
+	if errors.As(err, &alert) && alert.Op == "remote error" { // crypto/tls exports no better sign of an alert
+		return fmt.Errorf("the node refuses this service's certificate: it has ended, or its issuer or root is out of use; renew it: %w", err)
+	}
+	return err
 }
 
 // run follows one node until it fails, then the next, until ctx ends.
 func (f *follower) run(ctx context.Context) {
 	backoff := feedBackoffMin
-	down := false
+	failed := 0 // nodes in a row
 	for i := 0; ctx.Err() == nil && len(f.servers) > 0; i++ {
 		server := f.servers[i%len(f.servers)]
 		heard, err := f.follow(ctx, server, func() {
-			if down {
+			if failed > 0 {
 				f.log.Info("revocation feed is back", slog.String("server", server.Host))
 			}
-			down = false
+			failed = 0
+			f.trouble.set("")
 		})
 		if ctx.Err() != nil {
 			return
@@ -62,9 +89,14 @@ func (f *follower) run(ctx context.Context) {
 		if heard {
 			backoff = feedBackoffMin
 		}
-		if !down {
-			f.log.Warn("revocation feed lost; certificates alone decide meanwhile", slog.String("server", server.Host), slog.Any("error", err))
-			down = true
+		err = explain(err)
+		f.trouble.set(server.Host + ": " + err.Error())
+		failed++
+		// A second time once each node has been asked: that the one which was
+		// followed went away says nothing of why no other is followed.
+		if failed == 1 || failed == len(f.servers)+1 {
+			f.log.Warn("revocation feed lost; certificates alone decide meanwhile",
+				slog.String("server", server.Host), slog.Int("failed", failed), slog.Any("error", err))
 		}
 		select {
 		case <-ctx.Done():
@@ -107,21 +139,25 @@ func (f *follower) follow(ctx context.Context, server *url.URL, news func()) (he
 	if kind, _, err := mime.ParseMediaType(res.Header.Get("Content-Type")); err != nil || kind != "text/event-stream" {
 		return false, fmt.Errorf("the node sent %q, no event stream", res.Header.Get("Content-Type"))
 	}
+	var behind error // the last that was said of a list older than the one known
 	err = readEvents(res.Body, func(name string, data []byte) error {
 		err := f.event(name, data)
 		switch {
 		case err == nil:
-			heard = true
+			heard, behind = true, nil
 			watchdog.Reset(f.patience())
 			news()
 			return nil
 		case errors.Is(err, errBehind):
+			if name == "feed" {
+				behind = err
+			}
 			return nil // a follower that lags catches up, or the watchdog moves on
 		default:
 			return err
 		}
 	})
-	return heard, errors.Join(err, context.Cause(ctx))
+	return heard, errors.Join(behind, err, context.Cause(ctx))
 }
 
 // patience leaves time to ask another node before the news is too old.
@@ -139,15 +175,23 @@ func (f *follower) event(name string, data []byte) error {
 		if err := json.Unmarshal(data, &doc); err != nil {
 			return fmt.Errorf("feed event: %w", err)
 		}
+		f.tell(doc.Roots)
 		return f.rev.apply(doc)
 	case "heartbeat":
 		var h heartbeat
 		if err := json.Unmarshal(data, &h); err != nil {
 			return fmt.Errorf("heartbeat event: %w", err)
 		}
+		f.tell(h.Roots)
 		return f.rev.beat(h)
 	default:
 		return errBehind // an event of a later version is no news
+	}
+}
+
+func (f *follower) tell(documents uint64) {
+	if f.heard != nil {
+		f.heard(documents)
 	}
 }
 

@@ -5,13 +5,16 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,12 +28,17 @@ type controlNode struct {
 	url      string
 	srv      *http.Server
 	requests atomic.Int64
-	peers    sync.Map // SPIFFE IDs of those who asked
+	peers    sync.Map                         // SPIFFE IDs of those who asked
+	denied   atomic.Pointer[x509.Certificate] // whose certificates it refuses
 
 	mu      sync.Mutex // owns what follows
 	doc     feedDoc
-	mute    bool // sends no heartbeats
+	mute    bool     // sends no heartbeats
+	roots   []string // documents that it serves
+	told    []report // of certificates that were shown
+	deaf    bool     // to those
 	changed chan struct{}
+	anchors
 }
 
 func startControl(t testing.TB, p *pki, id string, doc feedDoc) *controlNode {
@@ -56,6 +64,12 @@ func startControlWith(t testing.TB, p *pki, doc feedDoc, cert tls.Certificate) *
 		Handler: n, ReadHeaderTimeout: patience,
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots, MinVersion: tls.VersionTLS13},
 		ErrorLog:  slog.NewLogLogger(slog.DiscardHandler, 0),
+	}
+	n.srv.TLSConfig.VerifyConnection = func(cs tls.ConnectionState) error {
+		if denied := n.denied.Load(); denied != nil && slices.ContainsFunc(cs.PeerCertificates, denied.Equal) {
+			return errors.New("signed by an issuer that was denied")
+		}
+		return nil
 	}
 	go func() { _ = n.srv.ServeTLS(ln, "", "") }() // ends with Close
 	t.Cleanup(n.stop)
@@ -85,6 +99,18 @@ func (n *controlNode) revoke(ids ...string) {
 func (n *controlNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	n.requests.Add(1)
 	n.peers.Store(r.TLS.PeerCertificates[0].URIs[0].String(), true)
+	if r.URL.Path == "/v1/roots" {
+		n.serveRoots(w)
+		return
+	}
+	if r.URL.Path == "/v1/certificates/seen" {
+		n.serveSeen(w, r)
+		return
+	}
+	if r.URL.Path == "/v1/access/anchors" {
+		n.serveAnchors(w, r)
+		return
+	}
 	if r.URL.Path != "/v1/revocations" || r.Header.Get("Accept") != "text/event-stream" {
 		http.NotFound(w, r)
 		return
@@ -101,6 +127,7 @@ func (n *controlNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for {
 		n.mu.Lock()
 		doc, mute, changed := n.doc, n.mute, n.changed
+		doc.Roots = uint64(len(n.roots))
 		n.mu.Unlock()
 		if !send("feed", doc) {
 			return
@@ -114,7 +141,7 @@ func (n *controlNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			case <-changed:
 				wait = false
 			case <-beat.C:
-				if !mute && !send("heartbeat", heartbeat{Revision: doc.Revision, VerifiedAt: time.Now()}) {
+				if !mute && !send("heartbeat", heartbeat{Revision: doc.Revision, VerifiedAt: time.Now(), Roots: doc.Roots}) {
 					beat.Stop()
 					return
 				}
@@ -275,6 +302,40 @@ func TestFeedFailover(t *testing.T) {
 	one.stop()
 	two.revoke(newGrantID(t))
 	e.eventually("news from the other node", func() bool { return e.px.rev.cur.Load().revision == 2 })
+}
+
+// TestStolenNodeDeafensNobody: a thief with a node's key tells a revision, and then
+// an epoch, that no honest node ever reaches. Once the node is gone, what the others
+// revoke is cut and refused all the same, and known after a restart.
+func TestStolenNodeDeafensNobody(t *testing.T) {
+	for what, lie := range map[string]feedDoc{
+		"revision": {Epoch: 1, Revision: math.MaxUint64},
+		"epoch":    {Epoch: math.MaxUint64, Revision: 1},
+	} {
+		t.Run(what, func(t *testing.T) {
+			p := newPKI(t)
+			lie.VerifiedAt = time.Now()
+			thief := startControl(t, p, nodeOne, lie)
+			honest := startControl(t, p, "spiffe://acme.test/node/n2", feedDoc{Epoch: 1, Revision: 7, VerifiedAt: time.Now()})
+			e := start(t, options{pki: p, upstream: upstreamServer(t, drip), edit: withFeed(thief.url, honest.url)})
+			e.eventually("the lie", func() bool { return e.px.rev.cur.Load().epoch == lie.Epoch })
+			id := newGrantID(t)
+			stream := idle("h2")(e, p.grantWithID(id, time.Hour, "GET /**"))
+			thief.stop()
+			honest.revoke(id)
+			if err := stream(); err == nil {
+				t.Error("the stream ended well")
+			}
+			e.record("the cut", func(r logLine) bool { return r.Event == "end" && r.Reason == reasonRevoked && r.Grant == id })
+			if err := readError(e.dial(p.grantWithID(id, time.Hour, "GET /**"))); err == nil {
+				t.Error("a revoked grant was admitted")
+			}
+			e.eventually("it is on disk", func() bool {
+				again, err := openRevocations(e.px.cfg)
+				return err == nil && again.cur.Load().denies(&admission{grantID: id}) == reasonRevoked
+			})
+		})
+	}
 }
 
 // TestStaleness: with max_staleness, silence closes the service: what is under

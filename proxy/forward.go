@@ -21,6 +21,10 @@ import (
 // for a whole connection, and nobody appends to them.
 type identityHeaders struct {
 	xfcc, subject, grant, service, forwardedFor, proto []string
+
+	emergency []string // nil unless an emergency issuer signed the certificate
+
+	block []byte // all of them, as they go on the wire
 }
 
 func (h *identityHeaders) set(to http.Header) {
@@ -30,14 +34,23 @@ func (h *identityHeaders) set(to http.Header) {
 	to["X-Hallpass-Service"] = h.service
 	to["X-Forwarded-For"] = h.forwardedFor
 	to["X-Forwarded-Proto"] = h.proto
+	if h.emergency != nil {
+		to["X-Hallpass-Emergency"] = h.emergency
+	}
 }
+
+// errBodyTooLarge is returned when a request's body passes limits.max_body_bytes.
+var errBodyTooLarge = errors.New("the request body is too large")
 
 // requestBody counts what the upstream reads, and hands on trailers at its end.
 // The transport may read it after the handler has returned.
 type requestBody struct {
 	io.ReadCloser
 	n      atomic.Int64
+	most   int64         // 0: no limit
+	over   atomic.Bool   // it was longer
 	failed atomic.Bool   // reading from the client failed
+	ended  atomic.Bool   // all of it was read
 	broken atomic.Bool   // for its framing, not for the client's leaving
 	from   *http.Request // its Trailer is filled in when Read has returned io.EOF
 	to     http.Header
@@ -45,11 +58,17 @@ type requestBody struct {
 
 func (b *requestBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	b.n.Add(int64(n))
+	total := b.n.Add(int64(n))
 	switch {
+	case b.most > 0 && total > b.most:
+		// Its length was not said before, or the client has lied about it.
+		b.over.Store(true)
+		b.failed.Store(true)
+		return 0, errBodyTooLarge
 	case err == nil:
 	case errors.Is(err, io.EOF):
 		b.trailers()
+		b.ended.Store(true)
 	default:
 		var gone net.Error
 		b.broken.Store(!errors.As(err, &gone) && !errors.Is(err, io.ErrUnexpectedEOF))
@@ -85,6 +104,10 @@ func announced(r *http.Request) http.Header {
 // forward sends the request to the upstream and its answer to the client.
 func (x *exchange) forward(s *shape) {
 	x.watch()
+	if x.r.ProtoMajor == 2 && !x.p.up.h2c {
+		x.cross(s)
+		return
+	}
 	out := x.outgoing(s)
 	res, err := x.p.up.transport.RoundTrip(out)
 	if err != nil {
@@ -112,7 +135,7 @@ func (x *exchange) outgoing(s *shape) *http.Request {
 		out.Body = nil
 	} else {
 		out.Trailer = announced(r)
-		x.body = &requestBody{ReadCloser: r.Body, from: r, to: out.Trailer}
+		x.body = &requestBody{ReadCloser: r.Body, most: p.cfg.limits.bodyBytes, from: r, to: out.Trailer}
 		out.Body = x.body
 		if r.ProtoMajor == 1 {
 			// Without this net/http swallows what is left of the body before the
@@ -133,6 +156,14 @@ func (x *exchange) outgoing(s *shape) *http.Request {
 	if s.websocket {
 		h["Connection"] = []string{"Upgrade"}
 		h["Upgrade"] = []string{"websocket"}
+	}
+	// net/http takes a client's Idempotency-Key for leave to send a request twice,
+	// and looks for it under this spelling alone.
+	for _, name := range [...]string{"Idempotency-Key", "X-Idempotency-Key"} {
+		if v, ok := h[name]; ok {
+			delete(h, name)
+			h[strings.ToLower(name)] = v
+		}
 	}
 	if _, ok := h["User-Agent"]; !ok {
 		h["User-Agent"] = nil // else the transport puts its own
@@ -156,8 +187,12 @@ func (x *exchange) failed(err error, grpc bool) {
 	case x.c.cutReason() != "":
 		x.reason, x.abort = x.c.cutReason(), true
 		return
-	case x.body != nil && x.body.failed.Load():
+	case x.body != nil && (x.body.failed.Load() || !x.body.ended.Load() && gateViolation(x.ctx) != nil):
+		// net/http ends the request's context before the body's reader hears of a violation in it.
 		v := gateViolation(x.ctx)
+		if x.body.over.Load() {
+			v = bodyTooLarge()
+		}
 		if v == nil && x.body.broken.Load() && x.r.ProtoMajor == 1 {
 			v = badChunk() // net/http saw the first byte of it before the gate had the line
 		}
@@ -282,6 +317,9 @@ func (x *exchange) brokenBy(otherwise string) string {
 	if why := x.c.cutReason(); why != "" {
 		return why
 	}
+	if x.body != nil && x.body.over.Load() {
+		return reasonBodyTooLarge
+	}
 	return otherwise
 }
 
@@ -332,5 +370,31 @@ func newIdentityHeaders(self string, a *admission, hash, peerIP string) identity
 		h.grant = []string{a.grantID}
 		h.service = []string{a.grant.Scope().Service()}
 	}
+	if a.emergency {
+		h.emergency = []string{"true"}
+	}
+	h.block = h.lines()
 	return h
+}
+
+// lines renders the headers as they go on the wire.
+func (h *identityHeaders) lines() []byte {
+	var b []byte
+	for _, line := range []struct {
+		name   string
+		values []string
+	}{
+		{"X-Forwarded-Client-Cert", h.xfcc},
+		{"X-Hallpass-Subject", h.subject},
+		{"X-Hallpass-Grant", h.grant},
+		{"X-Hallpass-Service", h.service},
+		{"X-Hallpass-Emergency", h.emergency},
+		{"X-Forwarded-For", h.forwardedFor},
+		{"X-Forwarded-Proto", h.proto},
+	} {
+		for _, v := range line.values {
+			b = append(append(append(append(b, line.name...), ": "...), v...), "\r\n"...)
+		}
+	}
+	return b
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -14,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/hallpass/hallpass/internal/near"
 )
 
 // fuzzScope is what the fuzzed client may do.
@@ -25,7 +28,7 @@ var fuzzScope = []string{"GET,POST /a/**", "GET /ws"}
 type strictUpstream struct {
 	mu   sync.Mutex // owns what follows
 	bad  []string
-	seen []string
+	seen map[string][]reading // by x-forwarded-for: what arrived whole
 }
 
 func (u *strictUpstream) complain(what string) {
@@ -49,24 +52,27 @@ func (u *strictUpstream) serve(c net.Conn) {
 			u.complain("request line " + line)
 			return
 		}
-		length, isChunked, hosts, ok := u.head(r)
+		h, ok := u.head(r)
 		if !ok {
 			return
 		}
-		if hosts != 1 {
+		if h.hosts != 1 {
 			u.complain("not one Host")
 		}
-		u.mu.Lock()
-		u.seen = append(u.seen, method+" "+target)
-		u.mu.Unlock()
 		if !inFuzzScope(method, target) {
 			u.complain("out of scope: " + method + " " + target)
 		}
-		body := io.LimitReader(r, length)
-		if isChunked {
+		body := io.LimitReader(r, h.length)
+		if h.chunked {
 			body = chunkReader(r)
 		}
-		if _, err := io.Copy(io.Discard, body); err != nil {
+		data, err := io.ReadAll(body)
+		if h.chunked && errors.Is(err, io.ErrClosedPipe) || !h.chunked && err == nil && int64(len(data)) == h.length {
+			u.mu.Lock()
+			u.seen[h.from] = append(u.seen[h.from], reading{method, target, h.host, string(data)})
+			u.mu.Unlock()
+		}
+		if err != nil {
 			return
 		}
 		if _, err := io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"); err != nil {
@@ -101,22 +107,30 @@ func (c closing) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (u *strictUpstream) head(r *bufio.Reader) (length int64, isChunked bool, hosts int, ok bool) {
+// upstreamHead is what the head of a request says to the upstream.
+type upstreamHead struct {
+	length     int64
+	chunked    bool
+	hosts      int
+	host, from string
+}
+
+func (u *strictUpstream) head(r *bufio.Reader) (h upstreamHead, ok bool) {
 	framing := 0
 	for {
 		line, err := r.ReadString('\n')
 		if err != nil {
-			return 0, false, 0, false
+			return h, false
 		}
 		if !strings.HasSuffix(line, "\r\n") {
 			u.complain("bare LF: " + line)
-			return 0, false, 0, false
+			return h, false
 		}
 		if line = strings.TrimSuffix(line, "\r\n"); line == "" {
 			if framing > 1 {
 				u.complain("two framing headers")
 			}
-			return length, isChunked, hosts, true
+			return h, true
 		}
 		name, value, _ := strings.Cut(line, ":")
 		value = strings.Trim(value, " \t")
@@ -130,14 +144,17 @@ func (u *strictUpstream) head(r *bufio.Reader) (length int64, isChunked bool, ho
 			if !fine {
 				u.complain(line)
 			}
-			length, framing = n, framing+1
+			h.length, framing = n, framing+1
 		case folded == "transfer-encoding":
 			if value != "chunked" {
 				u.complain(line)
 			}
-			isChunked, framing = true, framing+1
+			h.chunked, framing = true, framing+1
 		case folded == "host":
-			hosts++
+			h.hosts++
+			h.host = value
+		case folded == "x-forwarded-for" && !strings.Contains(value, "evil"):
+			h.from = value
 		case strings.HasPrefix(folded, "x-hallpass-") && strings.Contains(value, "evil"),
 			strings.HasPrefix(folded, "x-forwarded-") && strings.Contains(value, "evil"),
 			ruleOf([]byte(folded)) == ruleOverride:
@@ -159,12 +176,13 @@ func inFuzzScope(method, target string) bool {
 }
 
 // FuzzRequestBytes sends arbitrary bytes as an admitted client. Whatever they
-// are, the upstream sees only whole, plain requests that the scope allows: what
-// was matched is what was forwarded, and there is no second reading.
+// are, the upstream sees only plain requests that the scope allows, in the eyes of
+// the pickiest reader, and those that arrive whole are, in method, target, host and
+// body, what net/http reads in the client's bytes: there is no second reading.
 func FuzzRequestBytes(f *testing.F) {
 	for _, s := range smuggling {
 		if len(s.text) < 2000 {
-			f.Add([]byte(strings.Replace(s.text, " /a", " /a/x", 1) + "GET /a/2 HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+			f.Add([]byte(strings.Replace(s.text, " /a", " /a/x", 1)+"GET /a/2 HTTP/1.1\r\nHost: localhost\r\n\r\n"), uint16(2), byte('x'))
 		}
 	}
 	for _, s := range []string{
@@ -177,14 +195,16 @@ func FuzzRequestBytes(f *testing.F) {
 		"GET /a/1 HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\nGET /a/2 HTTP/1.0\r\nHost: localhost\r\n\r\n",
 		"POST /a/1 HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc",
 	} {
-		f.Add([]byte(s))
+		f.Add([]byte(s), uint16(2), byte('x'))
 	}
 	h := newFuzzHarness(f)
-	f.Fuzz(func(t *testing.T, data []byte) {
+	f.Fuzz(func(t *testing.T, data []byte, at uint16, b byte) {
 		if len(data) > 8<<10 {
 			return
 		}
-		h.exchange(t, data)
+		for _, data := range near.Of(data, at, b) {
+			h.exchange(t, data)
+		}
 	})
 }
 
@@ -192,7 +212,7 @@ func FuzzRequestBytes(f *testing.F) {
 type fuzzHarness struct {
 	p    *Proxy
 	up   *strictUpstream
-	pass *handoff
+	runs uint32 // numbers the exchanges, and gives each a client's address of its own
 	adm  *admission
 	pair tls.Certificate
 }
@@ -205,8 +225,8 @@ func newFuzzHarness(f *testing.F) *fuzzHarness {
 	if err != nil {
 		f.Fatal(err)
 	}
-	h := &fuzzHarness{p: px, up: &strictUpstream{}, pair: p.grant(time.Hour, fuzzScope...)}
-	px.up.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
+	h := &fuzzHarness{p: px, up: &strictUpstream{seen: map[string][]reading{}}, pair: p.grant(time.Hour, fuzzScope...)}
+	px.up.backends.dial = func(context.Context) (net.Conn, error) {
 		near, far := net.Pipe()
 		go h.up.serve(far) // ends when the transport closes near
 		return near, nil
@@ -214,10 +234,6 @@ func newFuzzHarness(f *testing.F) *fuzzHarness {
 	if h.adm, err = examine(chainOf(f, h.pair), px.keeper.cur.Load(), px.cfg, time.Now()); err != nil {
 		f.Fatal(err)
 	}
-	web := px.newWeb(f.Context(), &net.TCPAddr{})
-	h.pass = web.pass
-	go web.run(px.log) // ends with Close
-	f.Cleanup(func() { _ = web.http1.Close() })
 	return h
 }
 
@@ -236,14 +252,13 @@ func chainOf(t testing.TB, c tls.Certificate) []*x509.Certificate {
 
 // exchange sends data on a connection of its own and waits for its end.
 func (h *fuzzHarness) exchange(t *testing.T, data []byte) {
+	h.runs++
 	wire := newWire(data)
+	wire.from = net.IPv4(10, byte(h.runs>>16), byte(h.runs>>8), byte(h.runs))
 	sock := &socket{Conn: wire}
 	c := h.p.newConn(t.Context(), sock, h.adm, time.Now())
-	g := newGate(wire, c, h.p.cfg, func(v *violation) []byte { return h.p.gateRefused(c, v) })
 	sock.c = c
-	if !h.pass.give(g) {
-		t.Fatal("the server is gone")
-	}
+	go h.p.newFront(c, wire).serve() // ends with the wire
 	select {
 	case <-wire.closed:
 	case <-time.After(patience):
@@ -254,7 +269,9 @@ func (h *fuzzHarness) exchange(t *testing.T, data []byte) {
 	for _, what := range h.up.bad {
 		t.Errorf("the upstream saw %q", what)
 	}
-	h.up.bad, h.up.seen = nil, nil
+	checkReadings(t, data, h.up.seen[wire.from.String()])
+	h.up.bad = nil
+	delete(h.up.seen, wire.from.String())
 }
 
 // wire is a client that sends its bytes and waits for the answers: to a reader of
@@ -263,6 +280,7 @@ func (h *fuzzHarness) exchange(t *testing.T, data []byte) {
 type wire struct {
 	closed chan struct{}
 	once   sync.Once
+	from   net.IP
 
 	mu     sync.Mutex // owns what follows
 	data   []byte
@@ -320,4 +338,4 @@ func (w *wire) SetDeadline(t time.Time) error      { return w.SetReadDeadline(t)
 func (w *wire) SetWriteDeadline(_ time.Time) error { return nil }
 func (w *wire) LocalAddr() net.Addr                { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)} }
 
-func (w *wire) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)} }
+func (w *wire) RemoteAddr() net.Addr { return &net.TCPAddr{IP: w.from} }

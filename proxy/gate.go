@@ -79,7 +79,7 @@ type secureConn interface {
 func newGate(t secureConn, c *conn, cfg *config, onBad func(*violation) []byte) *gate {
 	return &gate{
 		tls: t, c: c, onBad: onBad,
-		limits: gateLimits{head: cfg.limits.headerBytes, target: cfg.limits.targetBytes, lines: 128},
+		limits: gateLimits{head: cfg.limits.headerBytes, target: cfg.limits.targetBytes, lines: maxHeaderLines},
 		head:   freshHead(),
 	}
 }
@@ -188,7 +188,7 @@ func (g *gate) endOfLine(line []byte) (ended bool, bad *violation) {
 		}
 	}
 	if len(line) < 2 || line[len(line)-2] != '\r' {
-		return false, &violation{status: 400, reason: "bare_lf", detail: "a line ends without CR LF"}
+		return false, bareLF()
 	}
 	line = line[:len(line)-2]
 	switch g.state {

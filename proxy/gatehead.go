@@ -17,6 +17,12 @@ func tooLarge() *violation {
 	return &violation{status: 431, reason: "head_too_large", detail: "the request head is too large"}
 }
 
+func bodyTooLarge() *violation {
+	return &violation{status: 413, reason: reasonBodyTooLarge, detail: "the request body is too large"}
+}
+
+func bareLF() *violation { return badRequest("bare_lf", "a line ends without CR LF") }
+
 func badChunk() *violation {
 	return badRequest("bad_chunk", "the chunked body is malformed")
 }
@@ -34,30 +40,41 @@ type headFacts struct {
 func freshHead() headFacts { return headFacts{length: -1} }
 
 func (g *gate) requestLine(line []byte) *violation {
-	method, rest, ok := bytes.Cut(line, []byte(" "))
-	if !ok {
-		return badRequest("request_line", "the request line is malformed")
-	}
-	target, version, ok := bytes.Cut(rest, []byte(" "))
-	if !ok {
-		return badRequest("request_line", "the request line is malformed")
-	}
-	if !plainMethod(method) {
-		return badRequest("method", "methods are upper-case words")
-	}
+	method, target, old, bad := splitRequestLine(line, g.limits.target)
+	g.head.old = old
 	g.first = append(g.first[:0], method...)
+	if target != nil {
+		g.first = append(append(g.first, ' '), target...)
+	}
+	return bad
+}
+
+// splitRequestLine takes a request line apart: one space between the parts. With a
+// violation come the parts that were good.
+func splitRequestLine(line []byte, limit int) (method, target []byte, old bool, bad *violation) {
+	malformed := func() *violation { return badRequest("request_line", "the request line is malformed") }
+	m, rest, ok := bytes.Cut(line, []byte(" "))
+	if !ok {
+		return nil, nil, false, malformed()
+	}
+	t, version, ok := bytes.Cut(rest, []byte(" "))
+	if !ok {
+		return nil, nil, false, malformed()
+	}
+	if !plainMethod(m) {
+		return nil, nil, false, badRequest("method", "methods are upper-case words")
+	}
 	switch string(version) {
 	case "HTTP/1.1":
 	case "HTTP/1.0":
-		g.head.old = true
+		old = true
 	default:
-		return badRequest("request_line", "the request line is malformed")
+		return m, nil, false, malformed()
 	}
-	if bad := checkTarget(target, g.limits.target); bad != nil {
-		return bad
+	if bad := checkTarget(t, limit); bad != nil {
+		return m, nil, old, bad
 	}
-	g.first = append(append(g.first, ' '), target...)
-	return checkMethod(method)
+	return m, t, old, checkMethod(m)
 }
 
 // plainMethod takes upper-case words only: `get` is a method of its own to one
@@ -108,8 +125,15 @@ func (h *headFacts) header(line []byte, limit int) *violation {
 	if bad != nil {
 		return bad
 	}
+	if !interesting(name[0]) {
+		return nil
+	}
 	var buf [foldedMax]byte
-	folded := fold(buf[:0], name)
+	return h.note(fold(buf[:0], name), name, value)
+}
+
+// note takes in what one header says about framing. folded is its name, folded.
+func (h *headFacts) note(folded, name, value []byte) *violation {
 	switch string(folded) {
 	case "host":
 		h.hosts++
@@ -224,16 +248,8 @@ func (h *headFacts) judge() *violation {
 // chunkSize takes hex digits and nothing more: extensions and blanks around the
 // size are read in as many ways as there are parsers.
 func (g *gate) chunkSize(line []byte) *violation {
-	if len(line) == 0 || len(line) > 15 {
-		return badChunk()
-	}
-	for _, b := range line {
-		if (b < '0' || b > '9') && (b < 'a' || b > 'f') && (b < 'A' || b > 'F') {
-			return badChunk()
-		}
-	}
-	n, err := strconv.ParseInt(string(line), 16, 64)
-	if err != nil {
+	n, ok := plainHex(line)
+	if !ok {
 		return badChunk()
 	}
 	g.state, g.need = gateChunkData, n
@@ -244,12 +260,12 @@ func (g *gate) chunkSize(line []byte) *violation {
 	return nil
 }
 
-func isToken(b []byte) bool {
+func isToken[T string | []byte](b T) bool {
 	if len(b) == 0 {
 		return false
 	}
-	for _, c := range b {
-		switch {
+	for i := range len(b) {
+		switch c := b[i]; {
 		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
 		case c == '-', strings.IndexByte("!#$%&'*+.^_`|~", c) >= 0:
 		default:

@@ -25,9 +25,14 @@ type h2session struct {
 
 func (e *env) h2session(cert tls.Certificate) *h2session {
 	e.t.Helper()
-	s := &h2session{t: e.t, conn: e.dial(cert, "h2")}
-	if _, err := io.WriteString(s.conn, http2.ClientPreface); err != nil {
-		e.t.Fatal(err)
+	return newH2Session(e.t, e.dial(cert, "h2"))
+}
+
+func newH2Session(t testing.TB, c *tls.Conn) *h2session {
+	t.Helper()
+	s := &h2session{t: t, conn: c}
+	if _, err := io.WriteString(c, http2.ClientPreface); err != nil {
+		t.Fatal(err)
 	}
 	s.fr = http2.NewFramer(s.conn, s.conn)
 	s.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
@@ -127,6 +132,30 @@ func TestRawH2(t *testing.T) {
 		"pseudo behind a header":  {{":method", "GET"}, {"x", "y"}, {":scheme", "https"}, {":authority", "localhost"}, {":path", "/a"}},
 		"another scheme":          {{":method", "GET"}, {":scheme", "file"}, {":authority", "localhost"}, {":path", "/a"}},
 		"two content types":       h2fields("POST", "/a", [2]string{"content-type", "text/plain"}, [2]string{"content-type", "application/grpc"}),
+		"te other than trailers":  h2fields("POST", "/a", [2]string{"te", "trailers, gzip"}),
+		"te twice":                h2fields("POST", "/a", [2]string{"te", "trailers"}, [2]string{"te", "gzip"}),
+		"keep-alive":              h2fields("GET", "/a", [2]string{"keep-alive", "timeout=5"}),
+		"proxy-connection":        h2fields("GET", "/a", [2]string{"proxy-connection", "keep-alive"}),
+		"transfer_encoding":       h2fields("POST", "/a", [2]string{"transfer_encoding", "chunked"}),
+		"xchunked":                h2fields("POST", "/a", [2]string{"transfer-encoding", "xchunked"}),
+		"upgrade h2c":             h2fields("GET", "/a", [2]string{"upgrade", "h2c"}, [2]string{"http2-settings", "AAMAAABk"}),
+		"LF in a value":           h2fields("GET", "/a", [2]string{"x", "a\nX-Hallpass-Subject: root"}),
+		"CR in a value":           h2fields("GET", "/a", [2]string{"x", "a\rb"}),
+		"LF in a name":            h2fields("GET", "/a", [2]string{"x\ny", "a"}),
+		"space in a name":         h2fields("GET", "/a", [2]string{"x ", "a"}),
+		"empty name":              h2fields("GET", "/a", [2]string{"", "a"}),
+		"colon alone":             h2fields("GET", "/a", [2]string{":", "a"}),
+		"unknown pseudo":          h2fields("GET", "/a", [2]string{":x", "a"}),
+		"response pseudo":         h2fields("GET", "/a", [2]string{":status", "200"}),
+		"authority twice":         append(h2fields("GET", "/a"), [2]string{":authority", "localhost"}),
+		"method twice":            append(h2fields("GET", "/a"), [2]string{":method", "DELETE"}),
+		"scheme twice":            append(h2fields("GET", "/a"), [2]string{":scheme", "https"}),
+		"no method":               {{":scheme", "https"}, {":authority", "localhost"}, {":path", "/a"}},
+		"no path":                 {{":method", "GET"}, {":scheme", "https"}, {":authority", "localhost"}},
+		"empty path":              h2fields("GET", ""),
+		"CRLF in the authority":   {{":method", "GET"}, {":scheme", "https"}, {":authority", "localhost\r\nX: y"}, {":path", "/a"}},
+		"space in the authority":  {{":method", "GET"}, {":scheme", "https"}, {":authority", "localhost evil.test"}, {":path", "/a"}},
+		"path in the authority":   {{":method", "GET"}, {":scheme", "https"}, {":authority", "localhost/b"}, {":path", "/a"}},
 		"override":                h2fields("POST", "/a", [2]string{"x-http-method-override", "DELETE"}),
 	} {
 		t.Run(name, func(t *testing.T) {

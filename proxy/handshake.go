@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 )
@@ -18,6 +19,7 @@ import (
 // ends when the connection is refused or net/http has it, and for tcp when the
 // connection has ended.
 func (p *Proxy) welcome(ctx context.Context, raw net.Conn, web *web) {
+	growStack()
 	started := p.cfg.now()
 	open := p.open.Add(1)
 	admitted, alerted := false, false
@@ -40,11 +42,21 @@ func (p *Proxy) welcome(ctx context.Context, raw net.Conn, web *web) {
 		p.turnedAway(ctx, raw, started, nil, refuse(reasonLimit, "too many connections"))
 		return
 	}
-	sock := &socket{Conn: raw}
 	shaking := p.shaking.begin(raw, p.cfg.limits.handshakes)
-	t, adm, m, err := p.handshake(ctx, sock)
+	var t *tls.Conn
+	var adm *admission
+	var m *material
+	client, err := p.cfg.introduce(raw)
+	raw = directly(client)
+	sock := &socket{Conn: raw}
+	if err == nil {
+		t, adm, m, err = p.handshake(ctx, sock)
+	}
 	p.shaking.end(shaking)
 	alerted = true
+	if errors.Is(err, errPlainCancel) {
+		return // it has its record, and no session was asked for
+	}
 	if shaking.dropped.Load() {
 		err = refuse(reasonLimit, "too many handshakes")
 	}
@@ -53,6 +65,7 @@ func (p *Proxy) welcome(ctx context.Context, raw net.Conn, web *web) {
 		return
 	}
 	c := p.newConn(ctx, sock, adm, started)
+	c.carries(t)
 	if err := p.live.enter(c, p.cfg.limits.perGrant); err != nil {
 		c.cancel(err)
 		p.turnedAway(ctx, raw, started, adm, err)
@@ -69,6 +82,7 @@ func (p *Proxy) welcome(ctx context.Context, raw net.Conn, web *web) {
 	if p.tele.measuring {
 		p.tele.handshakes.Add(ctx, 1)
 	}
+	p.sayEmergency(ctx, c)
 	p.begin(c, t, web) //nolint:contextcheck // the connection has its own, c.ctx
 }
 
@@ -82,17 +96,41 @@ func farewell(raw net.Conn) {
 }
 
 func (p *Proxy) begin(c *conn, t *tls.Conn, web *web) {
-	if p.cfg.tcp {
-		p.serveTCP(c, t)
+	if c.carrier != nil || t.ConnectionState().NegotiatedProtocol == "h2" {
+		if !web.take(c, t) {
+			c.cut(reasonShutdown)
+		}
 		return
 	}
-	var nc net.Conn = t
-	if t.ConnectionState().NegotiatedProtocol != "h2" {
-		nc = newGate(t, c, p.cfg, func(v *violation) []byte { return p.gateRefused(c, v) })
+	if p.speak(c, t) {
+		return
 	}
-	if !web.take(c, nc) {
+	if !p.cfg.upstream.h2c {
+		web.fronts.Go(func() { p.newFront(c, t).serve() })
+		return
+	}
+	if !web.take(c, p.gated(c, t)) {
 		c.cut(reasonShutdown)
 	}
+}
+
+// speak carries a connection of a service of bytes, be it one of its own or a
+// carrier's stream, until it has ended. It says whether the service is one.
+func (p *Proxy) speak(c *conn, client secureConn) bool {
+	switch {
+	case p.cfg.tcp:
+		p.serveTCP(c, client)
+	case p.cfg.pg != nil:
+		p.servePostgres(c, client, withinTunnel(client))
+	default:
+		return false
+	}
+	return true
+}
+
+// gated is an HTTP/1 connection behind its gate.
+func (p *Proxy) gated(c *conn, t secureConn) *gate {
+	return newGate(t, c, p.cfg, func(v *violation) []byte { return p.gateRefused(c, v) })
 }
 
 // handshake runs TLS and the checks of who may complete it. All of them sit in
@@ -106,16 +144,35 @@ func (p *Proxy) handshake(ctx context.Context, sock *socket) (*tls.Conn, *admiss
 		MinVersion:             tls.VersionTLS13,
 		ClientAuth:             tls.RequireAnyClientCert,
 		SessionTicketsDisabled: true,
+		// Else the first megabyte goes out in records of a packet each, and a write each.
+		DynamicRecordSizingDisabled: true,
 		VerifyConnection: func(cs tls.ConnectionState) (err error) {
 			adm, err = p.admit(cs.PeerCertificates, m)
 			return err
 		},
 	}
-	if !p.cfg.tcp {
-		cfg.NextProtos = []string{"h2", "http/1.1"}
+	if p.cfg.tcp {
+		// What other clients of a service of bytes offer is between them and the
+		// service, and with a list of our own they would have to be refused.
+		cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			if !slices.Contains(hello.SupportedProtos, carrierALPN) {
+				return nil, nil //nolint:nilnil // go on with cfg
+			}
+			carrying := cfg.Clone()
+			carrying.NextProtos = []string{carrierALPN}
+			return carrying, nil
+		}
+	} else {
+		cfg.NextProtos = []string{carrierALPN, "h2", "http/1.1"}
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.limits.handshakeTime)
 	defer cancel()
+	if p.cfg.pg != nil {
+		cfg.NextProtos = []string{carrierALPN, pgALPN}
+		if err := p.pgNegotiate(ctx, sock); err != nil {
+			return nil, nil, m, err
+		}
+	}
 	t := tls.Server(sock, cfg)
 	if err := t.HandshakeContext(ctx); err != nil {
 		if ctx.Err() != nil {
@@ -129,6 +186,7 @@ func (p *Proxy) handshake(ctx context.Context, sock *socket) (*tls.Conn, *admiss
 // admit decides over a presented chain.
 func (p *Proxy) admit(chain []*x509.Certificate, m *material) (*admission, error) {
 	adm, err := examine(chain, m, p.cfg, wall(p.cfg.now))
+	p.shown.saw(adm, m)
 	if err != nil {
 		return adm, err
 	}
@@ -140,8 +198,8 @@ func (p *Proxy) admit(chain []*x509.Certificate, m *material) (*admission, error
 
 // recheck repeats admit's questions for a connection that has just entered.
 func (p *Proxy) recheck(c *conn, m *material) error {
-	if now := p.keeper.cur.Load(); now != m {
-		if _, err := examine(c.adm.chain, now, p.cfg, wall(p.cfg.now)); err != nil {
+	if now, inForce := p.keeper.cur.Load(), p.newest.Load(); now != m || inForce != p {
+		if _, err := examine(c.proven().chain, now, inForce.cfg, wall(p.cfg.now)); err != nil {
 			return err
 		}
 	}
@@ -183,14 +241,19 @@ func (p *Proxy) ended(c *conn) {
 	if why != "" {
 		p.tele.reason(context.WithoutCancel(c.ctx), p.tele.cuts, why)
 	}
-	if p.cfg.tcp {
+	if (p.cfg.tcp || p.cfg.pg != nil) && c.carrier == nil {
 		return // serveTCP writes this connection's records
 	}
+	p.recordEnd(c, why)
+}
+
+// recordEnd notes the end of a connection of HTTP, or of a carrier.
+func (p *Proxy) recordEnd(c *conn, why string) {
 	r := &record{
 		time: c.started, kind: kindConnection, event: "end", conn: c.id, service: p.cfg.service, protocol: "tls",
 		decision: decisionAllow, reason: why, peer: c.peer, requests: c.requests.Load(), duration: since(p.cfg.now, c.started),
 	}
-	r.of(c.adm)
+	r.of(c.proven())
 	// Not on the goroutine that cuts: a disk that hangs must not let those live on
 	// whose turn comes next. Serve waits for it at its end.
 	p.active.Add(1)

@@ -27,8 +27,8 @@ const lookEvery = 250 * time.Millisecond
 // connection is entered in live and never changed; live's mutex owns index and next.
 type conn struct {
 	id      uint64
-	raw     net.Conn // the socket under TLS
-	adm     *admission
+	raw     net.Conn       // the socket under TLS, or a carrier's stream
+	adm     *admission     // what the handshake proved; see proven
 	matcher *grant.Matcher // nil for an identity
 	perms   []grant.Permission
 	texts   []string // of perms
@@ -38,13 +38,17 @@ type conn struct {
 	drainAt time.Time
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
+	carrier *carrier // what only a connection that carries streams and renews itself has; else nil
+	within  *conn    // the carrier that this stream is of; nil for a connection of its own
 
+	renewed  atomic.Pointer[admission]   // what was proven last, in band; nil: nothing since the handshake
+	front    atomic.Pointer[front]       // the connection's own, of HTTP/1; nil until it serves
 	http2    atomic.Pointer[http.Server] // the connection's own, of HTTP/2; nil until it has begun
 	draining atomic.Bool
 	why      atomic.Pointer[string] // why it was cut; nil while it was not
 	requests atomic.Int64
-	checked  atomic.Pointer[denials] // the newest list this grant was found absent from
 	closed   sync.Once
+	partings partings
 	atEnd    func() // runs once, when the socket closes
 
 	next  time.Time // the next moment live has to look at it
@@ -53,20 +57,25 @@ type conn struct {
 
 // cut ends the connection at once, with whatever is in flight. The socket is
 // reset rather than closed: a close would go on delivering what the kernel holds
-// to a slow reader, after NotAfter.
+// to a slow reader, after NotAfter. It is gone before anybody hears of it: who
+// ended the TLS above it, as those do who wait for the context, would have said
+// close_notify, and half a download would have looked like a whole one. A protocol
+// that has a word for it says it first, and carries nothing more meanwhile: see partings.
 func (c *conn) cut(why string) {
-	if !c.why.CompareAndSwap(nil, &why) {
-		return
+	if c.why.CompareAndSwap(nil, &why) && !c.partings.run(why, c.sever) {
+		c.sever()
 	}
+}
+
+func (c *conn) sever() {
+	breakOff(c.raw)
 	c.cancel(errCut)
-	c.reset()
+	c.close()
 }
 
 // reset closes the socket so that the client sees it broken, not finished.
 func (c *conn) reset() {
-	if tcp, ok := c.raw.(interface{ SetLinger(sec int) error }); ok {
-		_ = tcp.SetLinger(0) // a closed socket has nothing left to linger over
-	}
+	breakOff(c.raw)
 	c.close()
 }
 
@@ -81,12 +90,27 @@ func (c *conn) close() {
 	})
 }
 
-// cutReason is why the connection was cut, or "".
+// cutReason is why the connection, or the one that carries it, was cut, or "".
 func (c *conn) cutReason() string {
 	if w := c.why.Load(); w != nil {
 		return *w
 	}
+	if c.within != nil {
+		return c.within.cutReason()
+	}
 	return ""
+}
+
+// proven is the latest that was proven on this very connection: what it ends with,
+// and what a list of denials is asked about.
+func (c *conn) proven() *admission {
+	if c.within != nil {
+		return c.within.proven()
+	}
+	if a := c.renewed.Load(); a != nil {
+		return a
+	}
+	return c.adm
 }
 
 // permissionText is p.String() without building it anew for every request.
@@ -104,9 +128,17 @@ type socket struct {
 	net.Conn
 	c   *conn       // set once, when the connection is admitted, before anyone else reads it
 	eof atomic.Bool // the peer closed the socket
+
+	head     []byte // read already, and to be read again; the reader's
+	askedTLS bool   // a Postgres client asked for TLS before it began; set before the handshake
 }
 
 func (s *socket) Read(p []byte) (int, error) {
+	if len(s.head) > 0 {
+		n := copy(p, s.head)
+		s.head = s.head[n:]
+		return n, nil
+	}
 	n, err := s.Conn.Read(p)
 	if errors.Is(err, io.EOF) {
 		s.eof.Store(true)
@@ -138,12 +170,13 @@ type live struct {
 	mu      sync.Mutex // owns what follows
 	due     dueHeap
 	holders map[string]map[*conn]struct{} // by grant, or by subject where there is none
+	streams map[string]int                // that carriers hold open, by the same
 	drain   bool                          // the proxy is stopping: whoever still comes in is drained at once
 	shut    bool                          // nobody comes in any more
 }
 
 func newLive(now func() time.Time) *live {
-	return &live{now: now, wake: make(chan struct{}, 1), holders: make(map[string]map[*conn]struct{})}
+	return &live{now: now, wake: make(chan struct{}, 1), holders: make(map[string]map[*conn]struct{}), streams: make(map[string]int)}
 }
 
 // enter adds an admitted connection, unless its holder has perHolder already or
@@ -155,8 +188,8 @@ func (l *live) enter(c *conn, perHolder int) error {
 		return refuse(reasonShutdown, "the proxy is stopping")
 	}
 	set := l.holders[c.adm.holder()]
-	if len(set) >= perHolder {
-		return refuse(reasonLimit, "%d connections are open already", len(set))
+	if n := len(set) + l.streams[c.adm.holder()]; n >= perHolder {
+		return refuse(reasonLimit, "%d connections are open already", n)
 	}
 	if set == nil {
 		set = make(map[*conn]struct{})
@@ -191,6 +224,43 @@ func (l *live) leave(c *conn) {
 		if len(set) == 0 {
 			delete(l.holders, c.adm.holder())
 		}
+	}
+}
+
+// rearm has a connection live as long as what was proven on it now says, unless
+// its end has come already.
+func (l *live) rearm(c *conn, a *admission) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.index < 0 || c.index >= len(l.due) || l.due[c.index] != c || !wall(l.now).Before(c.proven().notAfter) {
+		return false
+	}
+	c.renewed.Store(a)
+	c.next = a.notAfter
+	heap.Fix(&l.due, c.index)
+	return true
+}
+
+// enterStream counts a carrier's stream like a connection of its own: one grant
+// opens no more of them by carrying them in one connection.
+func (l *live) enterStream(holder string, perHolder int) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.shut || l.drain {
+		return refuse(reasonShutdown, "the proxy is stopping")
+	}
+	if n := len(l.holders[holder]) + l.streams[holder]; n >= perHolder {
+		return refuse(reasonLimit, "%d connections are open already", n)
+	}
+	l.streams[holder]++
+	return nil
+}
+
+func (l *live) leaveStream(holder string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.streams[holder]--; l.streams[holder] <= 0 {
+		delete(l.streams, holder)
 	}
 }
 
@@ -229,9 +299,9 @@ func (l *live) sweep() time.Duration {
 			break
 		}
 		c.draining.Store(true)
-		if now.Before(c.adm.notAfter) {
+		if until := c.proven().notAfter; now.Before(until) {
 			told = append(told, c)
-			c.next = c.adm.notAfter
+			c.next = until
 			heap.Fix(&l.due, c.index)
 			continue
 		}
@@ -263,8 +333,8 @@ func (l *live) cutWhere(why string, match func(*conn) bool) int {
 	return n
 }
 
-// cutGrants cuts the connections of these grants.
-func (l *live) cutGrants(why string, ids []string) {
+// cutRevoked cuts the connections of these grants.
+func (l *live) cutRevoked(ids []string) {
 	var found []*conn
 	l.mu.Lock()
 	for _, id := range ids {
@@ -274,7 +344,7 @@ func (l *live) cutGrants(why string, ids []string) {
 	}
 	l.mu.Unlock()
 	for _, c := range found {
-		c.cut(why)
+		c.cut(reasonRevoked)
 	}
 }
 
@@ -289,6 +359,19 @@ func (l *live) drainAll() {
 	l.mu.Unlock()
 	for _, c := range all {
 		c.goAway()
+	}
+}
+
+// drainWhere has the connections that match told to go elsewhere after their current request.
+func (l *live) drainWhere(match func(*conn) bool) {
+	l.mu.Lock()
+	all := slices.Clone(l.due)
+	l.mu.Unlock()
+	for _, c := range all {
+		if match(c) {
+			c.draining.Store(true)
+			c.goAway()
+		}
 	}
 }
 

@@ -183,6 +183,24 @@ func liveTCP(e *env, cert tls.Certificate) func() error {
 	}
 }
 
+func livePostgres(e *env, cert tls.Certificate) func() error {
+	c, refused := e.open(cert, "user", "readonly", "database", "orders")
+	if refused != nil {
+		e.t.Fatalf("%+v", refused)
+	}
+	return func() error { return talkUntilBroken(c.talk) }
+}
+
+// talkUntilBroken has one exchange after the other, and says how that ended.
+func talkUntilBroken(talk func() error) error {
+	for {
+		if err := talk(); err != nil {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 // everyProtocol is all that can be under way when a certificate expires.
 func everyProtocol(t *testing.T) map[string]struct {
 	open     aLiveOne

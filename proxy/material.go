@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -20,6 +21,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/hallpass/hallpass/trust"
 )
 
 // ErrMaterial is returned when a certificate, key or bundle file cannot be used.
@@ -30,6 +33,19 @@ type material struct {
 	cert     tls.Certificate
 	identity *x509bundle.Bundle
 	grants   *x509bundle.Bundle
+	// sets are where the two bundles come from: the roots of the files, and the
+	// documents that followed from them.
+	sets [2]trust.Set // identity, grants
+	// chains are those that were verified with the two bundles, and with no others.
+	chains *chainCache
+}
+
+// documents is how many roots documents have been in force, of both domains.
+func (m *material) documents() uint64 { return m.sets[0].Sequence() + m.sets[1].Sequence() }
+
+// denies says whether a document takes one of the issuers out of use.
+func (m *material) denies(issuers []string) bool {
+	return slices.ContainsFunc(issuers, func(id string) bool { return m.sets[0].Denies(id) || m.sets[1].Denies(id) })
 }
 
 // keeper holds the newest usable material and watches its files. A file that
@@ -40,8 +56,11 @@ type keeper struct {
 	cur atomic.Pointer[material]
 
 	mu       sync.Mutex // owns what follows; held through a whole reload
-	seen     [4][]byte  // contents at the last look: certificate, key, identity, grants
+	seen     [5][]byte  // contents at the last look: certificate, key, identity, grants, roots documents
 	complain map[string]bool
+	// What was good of the files, which stays when they turn bad.
+	anchors   [2]*x509bundle.Bundle // identity, grants
+	documents []trust.Document
 }
 
 // newKeeper loads everything, and refuses to start on anything broken, empty or expired.
@@ -51,14 +70,14 @@ func newKeeper(cfg *config) (*keeper, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &material{}
-	if m.identity, err = parseBundle(cfg.identityTD, cfg.files.identity, raw[2]); err != nil {
-		return nil, err
+	m := &material{chains: newChainCache()}
+	found := make(map[string]error)
+	k.trust(m, raw, found)
+	var wrong []error // all of it, always in one order
+	for _, key := range slices.Sorted(maps.Keys(found)) {
+		wrong = append(wrong, found[key])
 	}
-	if m.grants, err = parseBundle(cfg.grantTD, cfg.files.grants, raw[3]); err != nil {
-		return nil, err
-	}
-	if err := apart(m.identity, m.grants); err != nil {
+	if err := errors.Join(wrong...); err != nil {
 		return nil, err
 	}
 	if m.cert, err = k.keyPair(raw[0], raw[1], m.identity); err != nil {
@@ -69,7 +88,13 @@ func newKeeper(cfg *config) (*keeper, error) {
 	return k, nil
 }
 
-func (k *keeper) read() (raw [4][]byte, err error) {
+func (k *keeper) read() (raw [5][]byte, err error) {
+	if k.cfg.files.roots != "" {
+		raw[4], err = os.ReadFile(k.cfg.files.roots)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return raw, fmt.Errorf("%w: %w", ErrMaterial, err)
+		}
+	}
 	for i, path := range []string{k.cfg.files.certificate, k.cfg.files.key, k.cfg.files.identity, k.cfg.files.grants} {
 		if raw[i], err = os.ReadFile(path); err != nil {
 			return raw, fmt.Errorf("%w: %w", ErrMaterial, err)
@@ -78,9 +103,9 @@ func (k *keeper) read() (raw [4][]byte, err error) {
 	return raw, nil
 }
 
-// reload looks at the files again. It returns whether a root was taken out of a
-// bundle, so that the caller ends the connections that stood on it, and the
-// mistakes found, each of which left the old value in place.
+// reload looks at the files again. It returns whether a root was taken out, or an
+// issuer denied by a document, so that the caller ends the connections that stood
+// on it, and the mistakes found, each of which left the old value in place.
 func (k *keeper) reload() (shrunk bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -94,23 +119,17 @@ func (k *keeper) reload() (shrunk bool, err error) {
 	}
 	old := k.cur.Load()
 	next := *old
+	next.chains = newChainCache()
 	found := make(map[string]error)
-	if next.identity, err = parseBundle(k.cfg.identityTD, k.cfg.files.identity, raw[2]); err != nil {
-		next.identity, found["identity_bundle"] = old.identity, err
-	}
-	if next.grants, err = parseBundle(k.cfg.grantTD, k.cfg.files.grants, raw[3]); err != nil {
-		next.grants, found["grants_bundle"] = old.grants, err
-	}
-	if err := apart(next.identity, next.grants); err != nil {
-		next.identity, next.grants, found["bundles"] = old.identity, old.grants, err
-	}
+	k.trust(&next, raw, found)
 	if next.cert, err = k.keyPair(raw[0], raw[1], next.identity); err != nil {
 		next.cert, found["certificate"] = old.cert, err
 	}
 	k.seen = raw
 	k.cur.Store(&next)
 	k.logChanges(old, &next)
-	return !within(old.identity, next.identity) || !within(old.grants, next.grants), k.report(found, changed)
+	shrunk = !within(old.identity, next.identity) || !within(old.grants, next.grants) || next.documents() != old.documents()
+	return shrunk, k.report(found, changed)
 }
 
 func (k *keeper) logChanges(old, next *material) {

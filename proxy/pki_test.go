@@ -202,14 +202,18 @@ func writeFile(t testing.TB, path string, data []byte) {
 	}
 }
 
+func pemChain(c tls.Certificate) []byte {
+	var out []byte
+	for _, der := range c.Certificate {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	return out
+}
+
 // writePair writes a certificate chain and its key.
 func writePair(t testing.TB, dir string, c tls.Certificate) {
 	t.Helper()
-	var chain []byte
-	for _, der := range c.Certificate {
-		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
-	}
-	writeFile(t, filepath.Join(dir, "cert.pem"), chain)
+	writeFile(t, filepath.Join(dir, "cert.pem"), pemChain(c))
 	writeFile(t, filepath.Join(dir, "key.pem"), pemKey(t, c.PrivateKey))
 }
 

@@ -11,7 +11,10 @@ const (
 	kindRequest    = "request"
 	kindConnection = "connection"
 	kindHandshake  = "handshake"
+	kindRenewal    = "renewal"
 	kindGap        = "gap"
+	kindQuery      = "query"  // one statement of a postgres session
+	kindCancel     = "cancel" // somebody asked for a postgres session's statement to be cancelled
 )
 
 // What the proxy decided.
@@ -32,7 +35,10 @@ type record struct {
 	grant      string
 	issuer     string
 	serial     string
+	emergency  bool // an emergency issuer signed the certificate
 	permission string
+	rule       string // the standing rule that allowed it, where no grant did
+	wouldDeny  string // why enforcing would have refused it, where that is observed
 	decision   string
 	reason     string
 	protocol   string
@@ -46,6 +52,13 @@ type record struct {
 	missed     int64 // of a gap: records that could not be written
 	peer       string
 	trace      string
+
+	// Of postgres.
+	database    string
+	role        string
+	query       string // its text, or what of it is recorded
+	fingerprint string
+	queryBytes  int // the whole message's, however much of it is in query
 }
 
 // of copies whose connection it was.
@@ -54,6 +67,7 @@ func (r *record) of(a *admission) {
 		return
 	}
 	r.subject, r.grant, r.issuer, r.serial = a.subject, a.grantID, a.issuer, a.serial
+	r.emergency = a.emergency
 }
 
 // appendTo appends the record as one JSON line.
@@ -69,12 +83,22 @@ func (r *record) appendTo(b []byte) []byte {
 	b = appendField(b, "grant", r.grant)
 	b = appendField(b, "issuer", r.issuer)
 	b = appendField(b, "serial", r.serial)
+	if r.emergency {
+		b = append(b, `,"emergency":true`...)
+	}
 	b = appendField(b, "permission", r.permission)
+	b = appendField(b, "rule", r.rule)
 	b = appendField(b, "decision", r.decision)
 	b = appendField(b, "reason", r.reason)
+	b = appendField(b, "would_deny", r.wouldDeny)
 	b = appendField(b, "protocol", r.protocol)
 	b = appendField(b, "method", r.method)
 	b = appendField(b, "path", r.path)
+	b = appendField(b, "database", r.database)
+	b = appendField(b, "role", r.role)
+	b = appendField(b, "query", r.query)
+	b = appendField(b, "fingerprint", r.fingerprint)
+	b = appendNumber(b, "query_bytes", int64(r.queryBytes))
 	b = appendNumber(b, "status", int64(r.status))
 	b = appendNumber(b, "requests", r.requests)
 	b = appendNumber(b, "missed", r.missed)

@@ -157,10 +157,12 @@ func sendGRPC(w http.ResponseWriter, r *http.Request, p problem) {
 
 // grpcStatus maps an HTTP status as gRPC clients would read it.
 func grpcStatus(status int) int {
-	const invalidArgument, permissionDenied, unavailable, internal = 3, 7, 14, 13
+	const invalidArgument, permissionDenied, resourceExhausted, internal, unavailable = 3, 7, 8, 13, 14
 	switch {
 	case status == http.StatusForbidden:
 		return permissionDenied
+	case status == http.StatusTooManyRequests, status == http.StatusRequestEntityTooLarge:
+		return resourceExhausted
 	case status >= 400 && status < 500:
 		return invalidArgument
 	case status == http.StatusBadGateway || status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout:

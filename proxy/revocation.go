@@ -1,9 +1,11 @@
 package proxy
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"log/slog"
 	"maps"
 	"os"
@@ -11,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // ErrState is returned when the revocation state file cannot be used.
@@ -25,11 +29,40 @@ type feedEntry struct {
 
 // feedDoc is the whole revocation feed, as a control node tells it.
 type feedDoc struct {
+	EpochBegan time.Time   `json:"epoch_began,omitzero"` // when the cluster was restored last
 	Epoch      uint64      `json:"epoch"`
 	Revision   uint64      `json:"revision"`
 	Grants     []feedEntry `json:"grants"`
 	Issuers    []feedEntry `json:"issuers"`
 	VerifiedAt time.Time   `json:"verified_at"`
+	Roots      uint64      `json:"roots,omitempty"` // roots documents that the node knows
+}
+
+// savedDoc is the list as it stands on disk. The sum is over what is believed of
+// the file: one changed bit in an id would admit a revoked grant, one in a key
+// forget them all, and both are good JSON. A file of an older version has none.
+type savedDoc struct {
+	feedDoc
+	Sum string `json:"sum,omitempty"`
+}
+
+// sum is the CRC-32C of the list, in hex.
+func (d feedDoc) sum() (string, error) {
+	data, err := json.Marshal(d)
+	return fmt.Sprintf("%08x", crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli))), err
+}
+
+// readSaved reads what save wrote.
+func readSaved(data []byte) (doc feedDoc, ok bool) {
+	var saved savedDoc
+	if err := json.Unmarshal(data, &saved); err != nil || saved.Epoch == 0 {
+		return feedDoc{}, false
+	}
+	if saved.Sum == "" {
+		return saved.feedDoc, true
+	}
+	sum, err := saved.sum()
+	return saved.feedDoc, err == nil && sum == saved.Sum
 }
 
 // heartbeat says that nothing newer than Revision was known at VerifiedAt.
@@ -37,12 +70,15 @@ type heartbeat struct {
 	Epoch      uint64    `json:"epoch"`
 	Revision   uint64    `json:"revision"`
 	VerifiedAt time.Time `json:"verified_at"`
+	Roots      uint64    `json:"roots,omitempty"`
 }
 
 // denials is what must be refused. It is never changed, only replaced.
 type denials struct {
 	epoch, revision uint64
 	grants, issuers map[string]time.Time
+
+	began time.Time // grants made before are denied, listed or not; zero in a cluster that was never restored
 }
 
 // denies says why a is refused, or "".
@@ -51,6 +87,11 @@ func (d *denials) denies(a *admission) string {
 		if _, ok := d.grants[a.grantID]; ok {
 			return reasonRevoked
 		}
+		// A restored cluster does not know the grants that were made after its
+		// snapshot, nor which of them were revoked: no list could name them.
+		if !d.began.IsZero() && grantedBefore(a.grantID, d.began) {
+			return reasonEpochEnded
+		}
 	}
 	for _, id := range a.issuers {
 		if _, ok := d.issuers[id]; ok {
@@ -58,6 +99,17 @@ func (d *denials) denies(a *admission) string {
 		}
 	}
 	return ""
+}
+
+// grantedBefore reads the time in a grant's id, a UUIDv7: milliseconds in its
+// first 48 bits. An id without one was made before anything.
+func grantedBefore(id string, t time.Time) bool {
+	u, err := uuid.Parse(id)
+	if err != nil || u.Version() != 7 {
+		return true
+	}
+	ms := binary.BigEndian.Uint64(append([]byte{0, 0}, u[:6]...))
+	return int64(ms) < t.UnixMilli()
 }
 
 // freshness is when the list was last known to be whole.
@@ -70,7 +122,8 @@ type freshness struct {
 //
 // Nothing on it is forgotten before its time: an entry stays until the
 // certificates it speaks of have expired, whatever a later list, another node or
-// another epoch says. Revision never goes back within an epoch, nor epoch at all.
+// another epoch says. Revision never goes back within an epoch, nor epoch at all;
+// what a list denies is denied even so.
 type revocations struct {
 	path     string
 	skew     time.Duration
@@ -101,8 +154,8 @@ func openRevocations(cfg *config) (*revocations, error) {
 		return nil, fmt.Errorf("%w: %w", ErrState, err)
 	}
 	// A file that cannot be read is no empty list: what it held would be admitted.
-	var doc feedDoc
-	if err := json.Unmarshal(data, &doc); err != nil || doc.Epoch == 0 {
+	doc, ok := readSaved(data)
+	if !ok {
 		return nil, fmt.Errorf("%w: %s is damaged; restore it, or remove it to start without what it knew", ErrState, r.path)
 	}
 	r.cur.Store(r.merge(&denials{}, doc))
@@ -127,11 +180,25 @@ func (r *revocations) apply(doc feedDoc) error {
 	defer r.mu.Unlock()
 	old := r.cur.Load()
 	if old.behind(doc.Epoch, doc.Revision) {
-		return fmt.Errorf("%w: epoch %d revision %d, known %d and %d", errBehind, doc.Epoch, doc.Revision, old.epoch, old.revision)
+		// What it denies is denied all the same. A thief with one node's key can tell a
+		// revision, or an epoch, that no honest node ever reaches, and would else have
+		// made the proxy deaf to all of them for good, on disk and long after the node
+		// was put out.
+		behind := fmt.Errorf("%w: epoch %d revision %d, known %d and %d", errBehind, doc.Epoch, doc.Revision, old.epoch, old.revision)
+		doc.Epoch, doc.Revision = old.epoch, old.revision
+		r.take(old, doc, r.fresh.Load().verified)
+		return behind
 	}
 	r.freshen(doc.VerifiedAt)
+	r.take(old, doc, doc.VerifiedAt)
+	return nil
+}
+
+// take adds what a list denies to what is denied already.
+func (r *revocations) take(old *denials, doc feedDoc, verified time.Time) {
 	next := r.merge(old, doc)
-	same := next.epoch == old.epoch && next.revision == old.revision && maps.Equal(next.grants, old.grants) && maps.Equal(next.issuers, old.issuers)
+	same := next.epoch == old.epoch && next.revision == old.revision && maps.Equal(next.grants, old.grants) && maps.Equal(next.issuers, old.issuers) &&
+		next.began.Equal(old.began)
 	if !same {
 		r.cur.Store(next)
 		if r.onChange != nil {
@@ -139,9 +206,8 @@ func (r *revocations) apply(doc feedDoc) error {
 		}
 	}
 	if !same || r.unsaved {
-		r.save(next, doc.VerifiedAt)
+		r.save(next, verified)
 	}
-	return nil
 }
 
 // beat takes in a heartbeat.
@@ -152,7 +218,8 @@ func (r *revocations) beat(h heartbeat) error {
 	if h.Epoch == 0 {
 		h.Epoch = cur.epoch
 	}
-	if cur.epoch == 0 || cur.behind(h.Epoch, h.Revision) {
+	// Of another epoch, also a later one, nothing is known before its list was read.
+	if cur.epoch == 0 || h.Epoch != cur.epoch || cur.behind(h.Epoch, h.Revision) {
 		return errBehind
 	}
 	if r.unsaved {
@@ -197,8 +264,12 @@ func (r *revocations) merge(old *denials, doc feedDoc) *denials {
 		}
 		return all
 	}
+	began := doc.EpochBegan
+	if began.Before(old.began) {
+		began = old.began // what one list ended, no later one revives
+	}
 	return &denials{
-		epoch: doc.Epoch, revision: doc.Revision,
+		epoch: doc.Epoch, revision: doc.Revision, began: began,
 		grants: join(old.grants, doc.Grants), issuers: join(old.issuers, doc.Issuers),
 	}
 }
@@ -209,8 +280,12 @@ func (r *revocations) save(d *denials, verified time.Time) {
 	if r.path == "" {
 		return
 	}
-	doc := feedDoc{Epoch: d.epoch, Revision: d.revision, VerifiedAt: verified, Grants: entries(d.grants), Issuers: entries(d.issuers)}
-	data, err := json.Marshal(doc)
+	doc := feedDoc{Epoch: d.epoch, Revision: d.revision, EpochBegan: d.began, VerifiedAt: verified, Grants: entries(d.grants), Issuers: entries(d.issuers)}
+	sum, err := doc.sum()
+	var data []byte
+	if err == nil {
+		data, err = json.Marshal(savedDoc{doc, sum})
+	}
 	if err == nil {
 		err = replaceFile(r.path, append(data, '\n'))
 	}

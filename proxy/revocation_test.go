@@ -34,7 +34,7 @@ func TestRevocationsAreKept(t *testing.T) {
 	}{
 		{"the first list", feedDoc{Epoch: 2, Revision: 10, Grants: []feedEntry{entry("a", time.Hour), entry("b", 10*time.Minute)}}, false, []string{"a", "b"}, nil},
 		{"an entry left out is kept", feedDoc{Epoch: 2, Revision: 11, Grants: []feedEntry{entry("c", time.Hour)}}, false, []string{"a", "b", "c"}, nil},
-		{"an older revision", feedDoc{Epoch: 2, Revision: 9}, true, []string{"a", "b", "c"}, nil},
+		{"an older revision", feedDoc{Epoch: 2, Revision: 9, Grants: []feedEntry{entry("late", time.Hour)}}, true, []string{"a", "b", "c", "late"}, nil},
 		{"an older epoch", feedDoc{Epoch: 1, Revision: 99}, true, []string{"a", "b", "c"}, nil},
 		{"no epoch", feedDoc{}, true, []string{"a", "b", "c"}, nil},
 		{"a new epoch with a lower revision", feedDoc{Epoch: 3, Revision: 1, Grants: []feedEntry{entry("d", time.Hour)}}, false, []string{"a", "b", "c", "d"}, nil},
@@ -119,6 +119,9 @@ func TestFreshnessIsNotFooled(t *testing.T) {
 	}
 	if err := r.beat(heartbeat{Revision: 1}); !errors.Is(err, errBehind) || r.stale() {
 		t.Errorf("a heartbeat of a node that knows nothing: %v", err)
+	}
+	if err := r.apply(feedDoc{Epoch: 1, Revision: 0, VerifiedAt: now.Add(2 * time.Hour)}); !errors.Is(err, errBehind) || r.fresh.Load().received != heard {
+		t.Errorf("a list that is behind is news: %v", err)
 	}
 	clk = now.Add(11 * time.Second)
 	if !r.stale() {

@@ -91,6 +91,9 @@ func interesting(c byte) bool {
 // its gate besides.
 func (c *config) screen(r *http.Request) (shape, *violation) {
 	var s shape
+	if c.tcp {
+		return s, badRequest("not_http", "this service carries bytes and no requests")
+	}
 	if !plainMethod(r.Method) {
 		return s, badRequest("method", "methods are upper-case words")
 	}
@@ -105,7 +108,7 @@ func (c *config) screen(r *http.Request) (shape, *violation) {
 		return s, badRequest("ambiguous_path", pathDetail(err))
 	}
 	if !c.knownHost(r.Host) {
-		return s, &violation{status: http.StatusMisdirectedRequest, reason: "unknown_host", detail: "this service does not go by that name"}
+		return s, unknownHost()
 	}
 	size := len(r.RequestURI)
 	for name, values := range r.Header {
@@ -123,12 +126,18 @@ func (c *config) screen(r *http.Request) (shape, *violation) {
 	switch {
 	case size > c.limits.headerBytes:
 		return s, tooLarge()
+	case c.limits.bodyBytes > 0 && r.ContentLength > c.limits.bodyBytes:
+		return s, bodyTooLarge()
 	case s.websocket && (!s.switching || r.Method != http.MethodGet || r.ProtoMajor != 1 || r.ContentLength != 0):
 		return s, badRequest("upgrade", "a WebSocket begins with a GET that says Connection: upgrade")
 	case s.websocket && c.upstream.h2c:
 		return s, badRequest("upgrade", "this service speaks HTTP/2 to its upstream, which has no WebSocket")
 	}
 	return s, nil
+}
+
+func unknownHost() *violation {
+	return &violation{status: http.StatusMisdirectedRequest, reason: "unknown_host", detail: "this service does not go by that name"}
 }
 
 func pathDetail(err error) string {
@@ -141,7 +150,7 @@ func pathDetail(err error) string {
 func (s *shape) header(r *http.Request, name string, values []string) *violation {
 	var buf [foldedMax]byte
 	switch ruleOf(fold(buf[:0], name)) {
-	case ruleKeep:
+	case ruleKeep, ruleTrace:
 	case ruleStrip, ruleHop:
 		delete(r.Header, name)
 	case ruleOverride:

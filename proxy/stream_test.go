@@ -55,7 +55,7 @@ func TestServerSentEvents(t *testing.T) {
 				t.Fatalf("%q, %v", got, err)
 			}
 		}
-		open := e.record("the open stream", func(r logLine) bool { return r.Event == "open" })
+		open := e.anyRecord("the open stream", func(r logLine) bool { return r.Event == "open" })
 		if open.Decision != decisionAllow || open.Grant == "" || open.Path != "/events" {
 			t.Errorf("record %+v", open)
 		}
@@ -180,28 +180,13 @@ type tcpSeen struct {
 
 func tcpUpstream(t testing.TB) (string, <-chan tcpSeen) {
 	t.Helper()
-	var lc net.ListenConfig
-	ln, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = ln.Close() })
 	all := make(chan tcpSeen, 16)
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer func() { _ = c.Close() }()
-				data, err := io.ReadAll(c)
-				all <- tcpSeen{string(data), err}
-				_, _ = fmt.Fprintf(c, "got %d", len(data))
-			}()
-		}
-	}()
-	return "tcp://" + ln.Addr().String(), all
+	up := rawUpstream(t, func(_ int, c net.Conn, r *bufio.Reader) {
+		data, err := io.ReadAll(r)
+		all <- tcpSeen{string(data), err}
+		_, _ = fmt.Fprintf(c, "got %d", len(data))
+	})
+	return "tcp://" + hostOf(up), all
 }
 
 func tcpService(s *Settings) { s.Protocol, s.Hosts = "tcp", nil }
@@ -225,7 +210,7 @@ func TestTCP(t *testing.T) {
 	if s := <-all; s.err != nil || s.data != string(data) {
 		t.Errorf("the upstream read %d bytes, %v", len(s.data), s.err)
 	}
-	open := e.record("the beginning", func(r logLine) bool { return r.Event == "open" })
+	open := e.anyRecord("the beginning", func(r logLine) bool { return r.Event == "open" })
 	end := e.record("the end", func(r logLine) bool { return r.Event == "end" })
 	if open.Kind != kindConnection || open.Permission != "tcp" || open.Grant == "" || end.Grant != open.Grant || end.BytesIn != 500000 || end.BytesOut != 10 || end.Reason != "" || end.Decision != decisionAllow {
 		t.Errorf("records %+v %+v", open, end)
@@ -271,7 +256,7 @@ func TestTCPTruncation(t *testing.T) {
 	if _, err := io.WriteString(c, "half an upload"); err != nil {
 		t.Fatal(err)
 	}
-	e.record("the beginning", func(r logLine) bool { return r.Event == "open" })
+	e.anyRecord("the beginning", func(r logLine) bool { return r.Event == "open" })
 	tcp, ok := c.NetConn().(*net.TCPConn)
 	if !ok {
 		t.Fatal("no TCP connection")
@@ -366,4 +351,28 @@ func TestClientLeaves(t *testing.T) {
 		}
 		e.record("it", func(r logLine) bool { return r.Kind == kindRequest && r.Reason == reasonClientGone })
 	})
+}
+
+// TestCutSaysNoGoodbye: whoever waits for a connection's context closes the TLS
+// above its socket, which says close_notify, as at the end of a stream. A cut must
+// have taken the socket away by then.
+func TestCutSaysNoGoodbye(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	raw, peer := net.Pipe()
+	t.Cleanup(func() { _ = peer.Close() })
+	if err := raw.SetDeadline(time.Now().Add(time.Second)); err != nil { // nobody reads
+		t.Fatal(err)
+	}
+	c := &conn{raw: raw, ctx: ctx}
+	c.cancel = func(cause error) {
+		if _, err := raw.Write([]byte("close_notify")); !errors.Is(err, io.ErrClosedPipe) {
+			t.Errorf("when the connection's context ended, its socket took bytes: %v", err)
+		}
+		cancel(cause)
+	}
+	c.cut("expired")
+	if ctx.Err() == nil || c.cutReason() != "expired" {
+		t.Errorf("cut, and its context ended with %v for %q", ctx.Err(), c.cutReason())
+	}
 }

@@ -14,6 +14,7 @@ import (
 	metricnoop "go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
 )
 
 const scopeName = "github.com/hallpass/hallpass/proxy"
@@ -28,19 +29,24 @@ type telemetry struct {
 	refused    metric.Int64Counter
 	cuts       metric.Int64Counter
 	h2errors   metric.Int64Counter
+	unreported metric.Int64Counter
+	emergency  metric.Int64Counter
+	wouldDeny  metric.Int64Counter
 	toUpstream []attribute.KeyValue // of every client span
 	labels     sync.Map             // requestLabel → metric.MeasurementOption
 	measuring  bool
+	own        []attribute.KeyValue // of every counter: which service it is, where there are several
 }
 
 type requestLabel struct{ decision, reason, protocol string }
 
 func newTelemetry(cfg *config) (*telemetry, error) {
-	t := &telemetry{measuring: cfg.meters != nil, toUpstream: []attribute.KeyValue{
+	t := &telemetry{measuring: cfg.meters != nil, own: cfg.labels(), toUpstream: []attribute.KeyValue{
 		attribute.String("server.address", cfg.upstream.address),
 		attribute.String("hallpass.service", cfg.service),
 	}}
-	if cfg.tracers != nil {
+	// A provider that makes no spans is not asked for them at every request.
+	if _, none := cfg.tracers.(tracenoop.TracerProvider); cfg.tracers != nil && !none {
 		t.tracer = cfg.tracers.Tracer(scopeName)
 	}
 	meters := cfg.meters
@@ -61,6 +67,9 @@ func newTelemetry(cfg *config) (*telemetry, error) {
 	t.refused = counter("hallpass.proxy.handshakes.refused", "Refused handshakes by reason.")
 	t.cuts = counter("hallpass.proxy.cuts", "Live connections that were ended, by reason.")
 	t.h2errors = counter("hallpass.proxy.http2.errors", "HTTP/2 frames that no request came of, by type.")
+	t.emergency = counter("hallpass.proxy.emergency.requests", "Requests and TCP connections with an emergency certificate, by decision.")
+	t.wouldDeny = counter("hallpass.proxy.would_deny", "Requests and TCP connections that went through because they are only observed, by the reason that would have refused them.")
+	t.unreported = counter("hallpass.proxy.certificates.unreported", "Certificates that a control node was not told of.")
 	if err != nil {
 		return nil, err
 	}
@@ -94,17 +103,33 @@ func (p *Proxy) observe(cfg *config) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
-		o.ObserveInt64(conns, int64(p.live.len()))
+	of := metric.WithAttributes(cfg.labels()...)
+	p.gauges, err = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		o.ObserveInt64(conns, int64(p.live.len()), of)
 		if a, ok := p.rev.age(); ok {
-			o.ObserveFloat64(age, a.Seconds())
+			o.ObserveFloat64(age, a.Seconds(), of)
 		}
 		d := p.rev.cur.Load()
-		o.ObserveInt64(entries, int64(len(d.grants)+len(d.issuers)))
-		o.ObserveFloat64(left, p.keeper.cur.Load().cert.Leaf.NotAfter.Sub(wall(cfg.now)).Seconds())
+		o.ObserveInt64(entries, int64(len(d.grants)+len(d.issuers)), of)
+		o.ObserveFloat64(left, p.keeper.cur.Load().cert.Leaf.NotAfter.Sub(wall(cfg.now)).Seconds(), of)
 		return nil
 	}, conns, age, entries, left)
 	return err
+}
+
+// unobserve ends what observe began, for a service that is taken out.
+func (p *Proxy) unobserve() {
+	if p.gauges != nil {
+		_ = p.gauges.Unregister() // its error is always nil
+	}
+}
+
+// labels tell the services of one process apart. One that is alone has its process for that.
+func (c *config) labels() []attribute.KeyValue {
+	if !c.among {
+		return nil
+	}
+	return []attribute.KeyValue{attribute.String("hallpass.service", c.service)}
 }
 
 // request counts one request or TCP connection.
@@ -112,14 +137,17 @@ func (t *telemetry) request(ctx context.Context, r *record) {
 	if !t.measuring {
 		return
 	}
+	if r.emergency {
+		t.emergency.Add(ctx, 1, metric.WithAttributes(attribute.String("decision", r.decision)), metric.WithAttributes(t.own...))
+	}
 	key := requestLabel{r.decision, r.reason, r.protocol}
 	opt, ok := t.labels.Load(key)
 	if !ok {
-		opt, _ = t.labels.LoadOrStore(key, metric.WithAttributeSet(attribute.NewSet(
+		opt, _ = t.labels.LoadOrStore(key, metric.WithAttributeSet(attribute.NewSet(append([]attribute.KeyValue{
 			attribute.String("decision", r.decision),
 			attribute.String("reason", r.reason),
 			attribute.String("protocol", r.protocol),
-		)))
+		}, t.own...)...)))
 	}
 	if m, ok := opt.(metric.MeasurementOption); ok {
 		t.requests.Add(ctx, 1, m)
@@ -129,7 +157,7 @@ func (t *telemetry) request(ctx context.Context, r *record) {
 
 func (t *telemetry) reason(ctx context.Context, c metric.Int64Counter, reason string) {
 	if t.measuring {
-		c.Add(ctx, 1, metric.WithAttributes(attribute.String("reason", reason)))
+		c.Add(ctx, 1, metric.WithAttributes(attribute.String("reason", reason)), metric.WithAttributes(t.own...))
 	}
 }
 
@@ -140,18 +168,24 @@ type spans struct {
 	traceID        string
 }
 
+// spanned is what a span says of a request. Of the header it takes trace context alone.
+type spanned struct {
+	method, target string
+	major          int
+	header         http.Header
+}
+
 // begin starts the server span, a child of the client's.
-func (t *telemetry) begin(r *http.Request, c *conn) (context.Context, spans) {
-	ctx := r.Context()
+func (t *telemetry) begin(ctx context.Context, a spanned, c *conn) (context.Context, spans) {
 	if t.tracer == nil {
-		return ctx, spans{traceID: traceOf(r.Header)}
+		return ctx, spans{traceID: traceOf(a.header)}
 	}
-	ctx = propagation.TraceContext{}.Extract(ctx, propagation.HeaderCarrier(r.Header))
-	method, name := spanMethod(r.Method)
+	ctx = propagation.TraceContext{}.Extract(ctx, propagation.HeaderCarrier(a.header))
+	method, name := spanMethod(a.method)
 	ctx, span := t.tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(method...), trace.WithAttributes(
 		attribute.String("url.scheme", "https"),
-		attribute.String("url.path", pathOf(r.RequestURI)),
-		attribute.String("network.protocol.version", httpVersion(r.ProtoMajor)),
+		attribute.String("url.path", pathOf(a.target)),
+		attribute.String("network.protocol.version", httpVersion(a.major)),
 	), trace.WithAttributes(c.spanAttributes()...))
 	return ctx, spans{server: span, traceID: traceIDOf(span)}
 }
@@ -170,9 +204,14 @@ func (x *exchange) traceUpstream() context.Context {
 	if x.p.tele.tracer == nil {
 		return x.ctx
 	}
-	method, name := spanMethod(x.r.Method)
-	ctx := x.p.tele.upstream(x.ctx, &x.spans, name, append(method, attribute.String("hallpass.grant.id", x.c.adm.grantID)))
-	inject(ctx, x.r.Header)
+	return x.p.tele.ask(x.ctx, &x.spans, x.r.Method, x.r.Header, x.c)
+}
+
+// ask starts the span of a request to the upstream and writes it into header.
+func (t *telemetry) ask(ctx context.Context, s *spans, method string, header http.Header, c *conn) context.Context {
+	attrs, name := spanMethod(method)
+	ctx = t.upstream(ctx, s, name, append(attrs, attribute.String("hallpass.grant.id", c.adm.grantID)))
+	inject(ctx, header)
 	return ctx
 }
 
@@ -191,6 +230,9 @@ func (c *conn) spanAttributes() []attribute.KeyValue {
 	attrs := []attribute.KeyValue{
 		attribute.String("hallpass.subject", c.adm.subject),
 		attribute.String("hallpass.grant.id", c.adm.grantID),
+	}
+	if c.adm.emergency {
+		attrs = append(attrs, attribute.Bool("hallpass.emergency", true))
 	}
 	host, port, err := net.SplitHostPort(c.peer)
 	if err != nil {

@@ -160,7 +160,9 @@ func TestRun(t *testing.T) {
 	dir := t.TempDir()
 	s := settings(t, p, dir)
 	s.Admin = "unix:" + dir + "/admin.sock"
-	px, err := New(Config{Settings: s, Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "metrics") })})
+	px, err := NewFleet(FleetConfig{Config: Config{
+		Settings: s, Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "metrics") }),
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,8 +16,8 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 )
 
-// errTruncated is returned when a peer's stream ended without TLS saying so.
-var errTruncated = errors.New("the stream ended without close_notify")
+// errTruncated is returned when a peer's stream ended without TLS, or who carries it, saying so.
+var errTruncated = errors.New("the stream ended, and nobody said so")
 
 // gateViolation is what the gate of ctx's connection refused, or nil.
 func gateViolation(ctx context.Context) *violation {
@@ -173,7 +173,7 @@ func breakOff(c io.Closer) {
 }
 
 // serveTCP carries one connection of a tcp service.
-func (p *Proxy) serveTCP(c *conn, client *tls.Conn) {
+func (p *Proxy) serveTCP(c *conn, client net.Conn) {
 	defer func() { _ = client.Close() }() // says close_notify where it still can
 	rec := record{time: c.started, kind: kindConnection, event: "end", conn: c.id, service: p.cfg.service, protocol: "tcp", peer: c.peer}
 	rec.of(c.adm)
@@ -187,21 +187,21 @@ func (p *Proxy) serveTCP(c *conn, client *tls.Conn) {
 		spans.end(&rec)
 		_ = p.access.write(&rec) // a failure denies the next connection
 	}()
-	if rec.reason = p.mayTCP(c); rec.reason != "" {
+	if rec.reason = p.mayTCP(c, &rec); rec.reason != "" {
 		rec.decision = decisionDeny
 		return
 	}
-	rec.decision, rec.permission = decisionAllow, grantTCPText
+	rec.decision = decisionAllow
 	// The record of a connection's beginning comes before its first byte: the
 	// one of its end may be hours away.
 	open := rec
 	open.event = "open"
 	if err := p.access.write(&open); err != nil {
-		rec.decision, rec.permission, rec.reason = decisionDeny, "", reasonLogUnavailable
+		rec.decision, rec.permission, rec.wouldDeny, rec.reason = decisionDeny, "", "", reasonLogUnavailable
 		return
 	}
 	ctx = p.tele.upstream(ctx, &spans, "tcp", []attribute.KeyValue{attribute.String("hallpass.grant.id", c.adm.grantID)})
-	upstream, err := p.up.dial(ctx)
+	upstream, err := p.dialFor(ctx, c)
 	if err != nil {
 		if rec.reason = c.cutReason(); rec.reason == "" {
 			rec.reason = reasonUpstream
@@ -216,20 +216,16 @@ func (p *Proxy) serveTCP(c *conn, client *tls.Conn) {
 const grantTCPText = "tcp"
 
 // mayTCP says why a connection may not reach a tcp upstream, or "".
-func (p *Proxy) mayTCP(c *conn) string {
+func (p *Proxy) mayTCP(c *conn, rec *record) string {
 	switch {
-	case !wall(p.cfg.now).Before(c.adm.notAfter):
+	case !wall(p.cfg.now).Before(c.proven().notAfter):
 		return reasonExpired
-	case p.rev.stale():
+	case p.stale(c.adm):
 		return reasonStale
 	case p.denied(c) != "":
 		return p.denied(c)
-	case !c.adm.isGrant():
-		return reasonNoGrant
-	case !c.matcher.TCP():
-		return reasonOutsideScope
 	default:
-		return ""
+		return p.permitTCP(c, rec)
 	}
 }
 

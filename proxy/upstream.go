@@ -12,9 +12,11 @@ import (
 type upstream struct {
 	target
 	dialer    net.Dialer
-	transport *http.Transport
-	authority string // the URL's host; only a key of the connection pool
+	transport *http.Transport // of HTTP/2 clients, and of all where the upstream speaks h2c
+	backends  *backends       // of HTTP/1 clients
+	authority string          // the URL's host; only a key of the connection pool
 	buffers   sync.Pool
+	desks     sync.Pool
 }
 
 const copyBuffer = 32 << 10
@@ -23,9 +25,10 @@ func newUpstream(cfg *config) *upstream {
 	u := &upstream{target: cfg.upstream, authority: "upstream"}
 	u.dialer = net.Dialer{Timeout: cfg.limits.dialTO, KeepAlive: 30 * time.Second}
 	u.buffers.New = func() any { b := make([]byte, copyBuffer); return &b }
-	if cfg.tcp {
+	if cfg.tcp || cfg.pg != nil {
 		return u
 	}
+	u.backends = &backends{dial: u.dial, most: cfg.limits.conns}
 	u.transport = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return u.dial(ctx) },
 		// As many idle connections as there may be clients: with net/http's 2 per
@@ -50,12 +53,17 @@ func newUpstream(cfg *config) *upstream {
 }
 
 func (u *upstream) dial(ctx context.Context) (net.Conn, error) {
-	return u.dialer.DialContext(ctx, u.network, u.address)
+	c, err := u.dialer.DialContext(ctx, u.network, u.address)
+	if err != nil {
+		return nil, err
+	}
+	return directly(c), nil
 }
 
 func (u *upstream) close() {
 	if u.transport != nil {
 		u.transport.CloseIdleConnections()
+		u.backends.close()
 	}
 }
 
@@ -68,3 +76,10 @@ func (u *upstream) buffer() *[]byte {
 }
 
 func (u *upstream) release(b *[]byte) { u.buffers.Put(b) }
+
+// sweep closes connections that have been idle for long.
+func (u *upstream) sweep() {
+	if u.backends != nil {
+		u.backends.sweep(time.Now())
+	}
+}

@@ -7,11 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/hallpass/hallpass/grant"
 )
@@ -30,10 +30,14 @@ const (
 	reasonWrongService    = "wrong_service"
 	reasonRevoked         = "revoked"
 	reasonIssuerDenied    = "issuer_denied"
+	reasonEpochEnded      = "epoch_ended"
+	reasonEmergency       = "emergency_not_allowed"
+	reasonEmergencyLimits = "emergency_limits"
 	reasonStale           = "revocation_stale"
 	reasonTLS             = "tls_error"
 	reasonTLSVersion      = "tls_version"
 	reasonNotTLS          = "not_tls"
+	reasonProxyHeader     = "proxy_header"
 	reasonTimeout         = "timeout"
 	reasonAborted         = "aborted"
 	reasonLimit           = "too_many_connections"
@@ -41,11 +45,29 @@ const (
 	reasonShutdown        = "shutdown"
 	reasonRootRemoved     = "root_removed"
 	reasonNoGrant         = "no_grant"
+	reasonBodyTooLarge    = "body_too_large"
 	reasonOutsideScope    = "outside_scope"
 	reasonUpstream        = "upstream_unreachable"
 	reasonUpstreamBroke   = "upstream_broke_off"
 	reasonClientGone      = "client_gone"
 	reasonHandlerPanicked = "internal_error"
+
+	// Of a renewal in band.
+	reasonMalformed  = "malformed_renewal"
+	reasonOtherGrant = "another_grant"
+	reasonNotLater   = "ends_sooner"
+	reasonProof      = "bad_proof"
+	reasonTooOften   = "too_often"
+
+	reasonNotAllowed  = "not_allowed"        // what a postgres client asked for at the start
+	reasonLogin       = "upstream_login"     // the database did not let the proxy in
+	reasonRole        = "role_too_powerful"  // a postgres role that could become another
+	reasonRoleChanged = "role_changed"       // a postgres session that became another
+	reasonProtocol    = "protocol_violation" // no message of the protocol
+	reasonWrongKey    = "wrong_cancel_key"   // no session has it
+	reasonCancelOther = "cancel_of_another"  // a session's key, shown with another grant
+	reasonPlainCancel = "cancel_without_tls" // and cancel: tls
+	reasonCancels     = "too_many_cancels"   // or too many wrong keys
 )
 
 // refusal is an error with the reason it is recorded under.
@@ -72,7 +94,11 @@ type admission struct {
 	serial   string // hex
 	notAfter time.Time
 	chain    []*x509.Certificate // as presented
-	issuers  []string            // of every way to a root
+
+	emergency bool     // an emergency issuer signed it
+	issuers   []string // of every way to a root
+
+	checked atomic.Pointer[denials] // the newest list it was found absent from
 }
 
 func (a *admission) isGrant() bool { return a.grantID != "" }
@@ -106,15 +132,25 @@ func examine(chain []*x509.Certificate, m *material, cfg *config, now time.Time)
 	case !now.Before(leaf.NotAfter):
 		return nil, refuse(reasonExpired, "expired at %s", leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
-	id, chains, err := x509svid.Verify(chain, bundle, x509svid.WithTime(now))
+	presented := chain
+	if bundle == m.grants {
+		chain = understood(chain)
+	}
+	id, chains, err := m.chains.verify(chain, bundle, now)
 	if err != nil {
 		return nil, &refusal{verifyReason(err), err}
 	}
-	a := &admission{id: id, chain: chain, serial: hex.EncodeToString(leaf.SerialNumber.Bytes())}
+	a := &admission{id: id, chain: presented, emergency: throughEmergency(chains), serial: hex.EncodeToString(leaf.SerialNumber.Bytes())}
 	if id.String() != raw {
 		return nil, refuse(reasonNames, "the name %q has a second spelling", raw)
 	}
 	a.trace(chains)
+	if err := checkMarks(chains); err != nil {
+		return a, &refusal{reasonUntrusted, err}
+	}
+	if m.denies(a.issuers) {
+		return a, refuse(reasonIssuerDenied, "the issuer is out of use by the roots document in force")
+	}
 	// A server's certificate, stolen off a host, must not act as a client.
 	if !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) {
 		return a, refuse(reasonKeyUsage, "extended key usage has no clientAuth")
@@ -131,7 +167,7 @@ func examine(chain []*x509.Certificate, m *material, cfg *config, now time.Time)
 	if service := g.Scope().Service(); service != cfg.service {
 		return a, refuse(reasonWrongService, "the grant is for %s", service)
 	}
-	return a, nil
+	return a, a.judgeEmergency(leaf, cfg)
 }
 
 // bundleFor reads the leaf's one name and says which roots may vouch for it.

@@ -15,8 +15,9 @@ import (
 // server shuts down and by no other way that also reaches a connection without a
 // request; and our connections end one by one, each with its certificate.
 type web struct {
-	http1    *http.Server
-	pass     *handoff // to http1
+	fronts   *sync.WaitGroup // connections of HTTP/1 that we serve ourselves; set before any is taken
+	http1    *http.Server    // of those whose upstream speaks h2c
+	pass     *handoff        // to http1
 	newHTTP2 func(c *conn) *http.Server
 }
 
@@ -45,25 +46,34 @@ func (p *Proxy) newWeb(ctx context.Context, addr net.Addr) *web {
 		MaxConcurrentStreams: p.cfg.limits.streams,
 		CountError:           func(kind string) { p.tele.reason(ctx, p.tele.h2errors, kind) },
 	}
-	return &web{
-		http1: server(only1, nil),
-		pass:  newHandoff(addr),
-		newHTTP2: func(c *conn) *http.Server { //nolint:contextcheck // the connection has its own, c.ctx
-			s := server(only2, frames)
-			// GOAWAY reaches a connection that net/http has among its own, as it has when
-			// it first calls this. Who drains c before finds no server, and is made up for.
-			s.ConnState = func(_ net.Conn, state http.ConnState) {
-				if state != http.StateActive {
-					return
-				}
-				c.http2.Store(s)
-				if c.draining.Load() {
-					c.goAway()
-				}
+	carrierFrames := *frames
+	carrierFrames.MaxReceiveBufferPerStream = carrierStreamBuffer
+	carrierFrames.MaxReceiveBufferPerConnection = carrierBuffer
+	web := &web{http1: server(only1, nil), pass: newHandoff(addr)}
+	web.newHTTP2 = func(c *conn) *http.Server { //nolint:contextcheck // the connection has its own, c.ctx
+		s := server(only2, frames)
+		if c.carrier != nil {
+			s.HTTP2 = &carrierFrames
+			s.MaxHeaderBytes = max(s.MaxHeaderBytes, 2*maxRenewal)
+			s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.carry(c, web, w, r) })
+			s.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){
+				carrierALPN: func(s *http.Server, t *tls.Conn, h http.Handler) { s.TLSNextProto["h2"](s, t, h) },
 			}
-			return s
-		},
+		}
+		// GOAWAY reaches a connection that net/http has among its own, as it has when
+		// it first calls this. Who drains c before finds no server, and is made up for.
+		s.ConnState = func(_ net.Conn, state http.ConnState) {
+			if state != http.StateActive {
+				return
+			}
+			c.http2.Store(s)
+			if c.draining.Load() {
+				c.goAway()
+			}
+		}
+		return s
 	}
+	return web
 }
 
 // run serves HTTP/1 until the server is shut down.
@@ -88,6 +98,10 @@ func (w *web) take(c *conn, nc net.Conn) bool {
 // open go on; one that the client opens before it reads this is not looked at,
 // and the client knows that it may send it again, on another connection.
 func (c *conn) goAway() {
+	if f := c.front.Load(); f != nil {
+		f.nudge()
+		return
+	}
 	s := c.http2.Load()
 	if s == nil {
 		return

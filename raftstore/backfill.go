@@ -274,12 +274,15 @@ func (s *recordStream) ask(first, n uint64) error {
 }
 
 // chunk reads up to RecordChunk records of the answer.
-func (s *recordStream) chunk() (list [][]byte, err error) {
+func (s *recordStream) chunk() (list [][]byte, err error) { return s.read(RecordChunk, recordsAtOnce) }
+
+// read reads up to as many records of the answer, of so many bytes in all.
+func (s *recordStream) read(most, bytes int) (list [][]byte, err error) {
 	if err := s.SetDeadline(time.Now().Add(recordsTimeout)); err != nil {
 		return nil, err
 	}
 	total := 0
-	for !s.done && len(list) < RecordChunk {
+	for !s.done && len(list) < most {
 		var head [4]byte
 		if _, err := io.ReadFull(s.in, head[:]); err != nil {
 			return nil, fmt.Errorf("read records: %w", err)
@@ -289,7 +292,7 @@ func (s *recordStream) chunk() (list [][]byte, err error) {
 			s.done = true
 			break
 		}
-		if total += int(size); size > maxRecord || total > recordsAtOnce {
+		if total += int(size); size > maxRecord || total > bytes {
 			return nil, fmt.Errorf("read records: one of %d bytes, %d in all", size, total)
 		}
 		record, err := readInto(nil, s.in, int(size))
@@ -330,7 +333,7 @@ func (s *Store) answerRecords(conn net.Conn) error {
 		}
 		first, left := binary.BigEndian.Uint64(question[:]), binary.BigEndian.Uint64(question[8:])
 		var failed error
-		_, err := s.records.read(first, func(_ uint64, record []byte) bool {
+		send := func(_ uint64, record []byte) bool {
 			if left == 0 {
 				return false
 			}
@@ -338,7 +341,15 @@ func (s *Store) answerRecords(conn net.Conn) error {
 			head := binary.BigEndian.AppendUint32(make([]byte, 0, 4), uint32(len(record)))
 			failed = errors.Join(conn.SetDeadline(time.Now().Add(recordsTimeout)), second(out.Write(head)), second(out.Write(record)))
 			return failed == nil
-		})
+		}
+		var err error
+		if first == statesAsked {
+			for _, c := range s.checkpoints.all() {
+				_ = send(0, c.encode()) // an error is kept in failed
+			}
+		} else {
+			_, err = s.records.read(first, send)
+		}
 		if err != nil && !errors.Is(err, ErrRecordsMissing) {
 			return err
 		}

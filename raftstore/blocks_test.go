@@ -19,7 +19,7 @@ func TestSnapshotOfManyBlocks(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	want := map[string]string{}
 	for i := range 5000 {
-		v := make([]byte, r.IntN(1200))
+		v := make([]byte, r.IntN(8000))
 		for j := range v {
 			v[j] = byte(r.Uint32())
 		}

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/hallpass/hallpass/internal/loopback"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -30,7 +32,7 @@ const (
 	kvSum   = "##" // followed by a number: that record's hash
 )
 
-func (kv) Apply(tx Tx, _ uint64, data []byte) []byte {
+func (kv) Apply(tx Tx, _ uint64, data []byte) any {
 	word := strings.SplitN(string(data), " ", 3)
 	switch {
 	case word[0] == "set" && len(word) == 3:
@@ -43,6 +45,9 @@ func (kv) Apply(tx Tx, _ uint64, data []byte) []byte {
 	case word[0] == "note":
 		n, _ := strconv.Atoi(string(tx.Get([]byte(kvCount)))) // none is 0
 		sum := sha256.Sum256(data)
+		if n > 0 && bytes.Equal(sum[:], tx.Get([]byte(kvSum+strconv.Itoa(n-1)))) {
+			return []byte(strconv.Itoa(n - 1)) // repeated by who heard no answer
+		}
 		tx.Append(data)
 		tx.Put([]byte(kvSum+strconv.Itoa(n)), sum[:])
 		tx.Put([]byte(kvCount), []byte(strconv.Itoa(n+1)))
@@ -123,8 +128,18 @@ func startCluster(t testing.TB, adjust func(id string, cfg *Config)) *cluster {
 	return c
 }
 
+// listen takes an address; one that it is to choose stays the test's while nobody
+// listens on it.
 func listen(t testing.TB, address string) net.Listener {
 	t.Helper()
+	if address == "127.0.0.1:0" {
+		kept, err := loopback.Reserve()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = kept.Release() }) // nothing is lost with it
+		address = kept.Address()
+	}
 	var l net.Listener
 	eventually(t, "listen on "+address, func() (err error) {
 		var lc net.ListenConfig
@@ -231,7 +246,10 @@ func (c *cluster) propose(format string, args ...any) (index uint64, result stri
 			i, r, err := s.Propose(ctx, []byte(command))
 			cancel()
 			if err == nil {
-				index, result = i, string(r)
+				index = i
+				if b, ok := r.([]byte); ok {
+					result = string(b)
+				}
 				return nil
 			}
 		}

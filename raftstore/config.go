@@ -60,6 +60,7 @@ type Config struct {
 
 	SnapshotThreshold uint64 // entries between snapshots; default 65,536
 	TrailingLogs      uint64 // entries kept behind a snapshot; default 131,072
+	StateCheck        uint64 // nodes compare their states every so many entries; default 1,024
 
 	Transport raft.Transport // replaces Listener, Key and TLS, for simulations
 	Streams   Streams        // with Transport, what carries application streams; nil: there are none
@@ -77,6 +78,7 @@ const (
 	defaultMaxCommand        = 1 << 20
 	defaultSnapshotThreshold = 64 << 10
 	defaultTrailingLogs      = 128 << 10
+	defaultStateCheck        = 1 << 10
 	maxMembers               = 9
 	snapshotsKept            = 2
 	snapshotCheck            = 30 * time.Second
@@ -96,6 +98,7 @@ func (c Config) settings() (settings, error) {
 	c.MaxCommand = cmp.Or(c.MaxCommand, defaultMaxCommand)
 	c.SnapshotThreshold = cmp.Or(c.SnapshotThreshold, defaultSnapshotThreshold)
 	c.TrailingLogs = cmp.Or(c.TrailingLogs, defaultTrailingLogs)
+	c.StateCheck = cmp.Or(c.StateCheck, defaultStateCheck)
 	c.Members = slices.Clone(c.Members)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

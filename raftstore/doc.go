@@ -31,11 +31,15 @@
 //
 // The log holds votes and entries and is synced with every write; together with the newest snapshot it is the node. It is
 // a bbolt file, or segments that are appended to ([LogFormat]); what either took before a crash was all written or is all
-// gone, and both pass the same tests.
+// gone, and both pass the same tests. Either is read through at a start, and refused where it is not what was written, or
+// is behind the mark that follows it: what a disk forgot without a word may have been a vote.
 // The state file is a cache of the two. It is never synced while it runs, so after a crash its pages may belong to
 // different transactions; only a marker, written after a last sync by a Close in order and removed before the first write
-// of the next run, says that it can be believed. Without the marker it is deleted and made anew. The index applied last
-// is kept inside the state's own transactions, since raft's AppliedIndex means "sent", not "applied".
+// of the next run, says that it can be believed; it has the checksum of the file. Without the marker, or with another
+// checksum, it is deleted and made anew. The index applied last
+// is kept inside the state's own transactions, since raft's AppliedIndex means "sent", not "applied". Commands that are
+// committed together are applied in one transaction, whose writes wait in memory until its end, or until an entry at which
+// nodes compare their states: each pair is written, and summed, once.
 //
 // A snapshot is the pairs of the state as of one transaction in the order of their keys, compressed, followed by the hash
 // of its content and a checksum. It is checked when it is written, against what the state file has taken in over time, when
@@ -66,10 +70,17 @@
 // after others have elected a new leader. So the transport numbers its messages, and a read is confirmed only by answers
 // to messages sent after it came. TestOldAnswersConfirmNothing shows both.
 //
+// # When the leader is gone
+//
+// Raft waits for heartbeats to be overdue, on a quorum, before anybody is elected. A process that was killed can be told
+// sooner: its streams end, and its port refuses. A voter that sees both asks for votes at once, the others half a heartbeat's
+// time-out after it (gone.go). A stream that ends alone says nothing, and a machine that vanished is waited for.
+//
 // # Who is a member
 //
 // The roster says whom a node talks to; raft's configuration, which is replicated, says who is a member and who votes. A
-// node is put on the roster first, then made a nonvoter, which is sent the log, and given a vote once it has caught up:
+// node is put on the roster first, then made a nonvoter, which is sent the log, and given a vote once it has caught up and
+// answers that it would cast one:
 //
 //	SetMembers (on all) ─► AddNonvoter ─► catches up ─► Promote        Remove ─► SetMembers (on all)
 //
@@ -80,6 +91,13 @@
 // and with it the memory of what it promised. Only where all first members have answered that they have nothing do they
 // make a new cluster. A log belongs to a lineage, which ends when the cluster is restored from a snapshot or goes on
 // without its quorum; nodes of two lineages do not talk.
+//
+// # Coming back
+//
+// [Restore] makes a node of a backup, and [Recover] lets one go on that has lost its quorum for good: each writes a new
+// history, of another lineage and with one voter, into a folder of the node's directory, which counts once it is whole and
+// on the disk. A node that finds half of one does not start; it finishes what is whole. Recover keeps all entries of the
+// log, also those of which nobody knows any more whether they were committed, and puts aside what the node had.
 //
 // # What is mended around raft
 //
@@ -116,12 +134,13 @@
 //     that comes while one is under way, nothing for throughput.
 //   - One fsync on the leader and one on the slower of the faster two nodes stand in every commit; commands that wait
 //     together share them.
+//   - Every start reads the whole log once, about a second for each 400 MB.
 //   - A start after a crash reads the newest snapshot about four times (raft's checksum and ours, before and while it is
 //     restored) and replays at most SnapshotThreshold entries and some; a start in order replays nothing but skips
 //     through them.
 //   - A snapshot is the whole state, also when little has changed since the last.
 //   - Records are on fewer disks than acknowledged commands are while a node fetches them: whoever takes nodes out of a
-//     cluster looks at Status.RecordsMissing of the others first.
+//     cluster looks at Status.RecordsMissing of one that stays.
 //   - A long View holds back the growth of the state file's memory map once it is over 256 MiB, and a restore at any
 //     size; readers are to be short.
 //   - A new cluster is made once all of its first members are up, not a quorum of them.

@@ -34,6 +34,9 @@ var (
 	// that was hashed.
 	ErrDamagedSnapshot = errors.New("raftstore: damaged snapshot")
 
+	// ErrDamagedBackup is returned when a backup is not byte for byte what was written, or does not agree with itself.
+	ErrDamagedBackup = errors.New("raftstore: damaged backup")
+
 	// ErrDamagedLog is returned by Open when the log is not byte for byte what was written.
 	ErrDamagedLog = errors.New("raftstore: damaged log")
 
@@ -44,6 +47,12 @@ var (
 	// ErrWrongNode is returned by Open when Dir belongs to another node or another membership, or to a log of another
 	// format.
 	ErrWrongNode = errors.New("raftstore: the data is another node's")
+
+	// ErrNotEmpty is returned by Restore and Recover when what they would write to is not theirs to write to.
+	ErrNotEmpty = errors.New("raftstore: the directory is not empty")
+
+	// ErrUnfinished is returned by Open when a restore or a recovery in Dir has not come to its end.
+	ErrUnfinished = errors.New("raftstore: the data is not whole")
 
 	// ErrRefused is returned when another node does not let this one in; its reason follows.
 	ErrRefused = errors.New("raftstore: not let in")

@@ -1,7 +1,6 @@
 package raftstore
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +18,8 @@ type fsm struct {
 	state   *state
 	records *records
 	applied *watermark
+	checks  *checkpoints
+	every   uint64 // entries, from one checkpoint to the next
 	halt    func(error)
 	logger  *slog.Logger
 	failed  error // owned by raft's goroutine; once set, nothing is applied or acknowledged
@@ -26,7 +27,7 @@ type fsm struct {
 
 // outcome is what a proposer gets of an entry that was committed.
 type outcome struct {
-	result []byte
+	result any
 	err    error // set when this node could not apply it
 }
 
@@ -57,6 +58,7 @@ func (f *fsm) apply(logs []*raft.Log, outcomes []any) (err error) {
 			err = fmt.Errorf("the machine panicked: %v", p)
 		}
 	}()
+	var passed []checkpoint
 	reached, err := f.state.update(func(t *boltTx, at position) (position, error) {
 		first := t.content.records
 		reached := at
@@ -66,9 +68,15 @@ func (f *fsm) apply(logs []*raft.Log, outcomes []any) (err error) {
 				continue // replayed after a clean start: the state file has it
 			}
 			if l.Type == raft.LogCommand {
-				outcomes[i] = outcome{result: bytes.Clone(f.machine.Apply(t, l.Index, l.Data))}
+				outcomes[i] = outcome{result: f.machine.Apply(t, l.Index, l.Data)}
 			}
 			reached = position{l.Index, l.Term}
+			if l.Index%f.every == 0 {
+				if err := t.flush(); err != nil {
+					return at, err
+				}
+				passed = append(passed, checkpoint{l.Index, t.content.hash()})
+			}
 		}
 		if len(t.records) == 0 {
 			return reached, nil
@@ -80,6 +88,7 @@ func (f *fsm) apply(logs []*raft.Log, outcomes []any) (err error) {
 	if err != nil {
 		return err
 	}
+	f.checks.add(passed)
 	f.applied.set(reached.index)
 	return nil
 }
@@ -89,8 +98,16 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if f.failed != nil {
 		return nil, f.failed
 	}
-	var snap *stateSnapshot
-	err := f.state.use(func(db *bbolt.DB) error {
+	snap, err := fixState(f.state, f.records, f.halt)
+	if err != nil {
+		return nil, err
+	}
+	return snap, nil
+}
+
+// fixState fixes a state to be written.
+func fixState(st *state, records *records, halt func(error)) (snap *stateSnapshot, err error) {
+	err = st.use(func(db *bbolt.DB) error {
 		tx, err := db.Begin(false)
 		if err != nil {
 			return fmt.Errorf("begin: %w", err)
@@ -103,7 +120,7 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 		if err != nil {
 			return errors.Join(err, tx.Rollback())
 		}
-		snap = &stateSnapshot{tx: tx, state: t, at: at, records: f.records, halt: f.halt}
+		snap = &stateSnapshot{tx: tx, state: t, at: at, records: records, halt: halt}
 		return nil
 	})
 	if err != nil {

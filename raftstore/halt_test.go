@@ -301,3 +301,90 @@ func (d *countingDisk) DeleteRange(from, to uint64) error {
 	d.deletes++
 	return d.simDisk.DeleteRange(from, to)
 }
+
+// tornDisk loses its room between the deletion of a conflicting suffix and the write of what takes its place.
+type tornDisk struct {
+	simDisk
+	torn func() error // called once instead of that write
+	cut  bool
+}
+
+func (d *tornDisk) DeleteRange(from, to uint64) error {
+	if last, _ := d.LastIndex(); d.torn != nil && to == last {
+		d.cut = true
+	}
+	return d.simDisk.DeleteRange(from, to)
+}
+
+func (d *tornDisk) StoreLogs(logs []*raft.Log) error {
+	if d.cut && d.torn != nil {
+		torn := d.torn
+		d.torn = nil
+		return torn()
+	}
+	return d.simDisk.StoreLogs(logs)
+}
+
+func (d *tornDisk) StoreLog(l *raft.Log) error { return d.StoreLogs([]*raft.Log{l}) }
+
+// A node that could delete the entries of a dead leader but not write those in their place halts. Raft still takes the
+// deleted ones for its own, and is told in the very next request that entries up to there are committed.
+func TestTornReplacementHalts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disks := map[string]*tornDisk{}
+		c := newSimCluster(t, nil, func(id string) LogStore {
+			disks[id] = &tornDisk{simDisk: simDisk{raft.NewInmemStore()}}
+			return disks[id]
+		})
+		defer c.close()
+		old := c.leaderAmong(0, "n1", "n2", "n3")
+		simPropose(t, old, "set a 1")
+		shared := old.Index()
+		var others []string
+		for _, m := range c.members {
+			if m.ID != old.cfg.ID {
+				others = append(others, m.ID)
+			}
+		}
+		c.net.isolate(old.cfg.ID)
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		for range 3 { // entries that nobody else will have
+			if _, _, err := old.Propose(ctx, []byte("set a lost")); err == nil {
+				t.Fatal("committed without the others")
+			}
+		}
+		next := c.leaderAmong(old.raft.CurrentTerm(), others...)
+		for range 5 {
+			simPropose(t, next, "set a 2")
+		}
+		var before raft.Log
+		if err := next.log.GetLog(shared, &before); err != nil {
+			t.Fatal(err)
+		}
+		disk := disks[old.cfg.ID]
+		answered := make(chan struct{})
+		disk.torn = func() error {
+			go func() {
+				defer close(answered)
+				answer := new(raft.AppendEntriesResponse)
+				_ = simCall(next.trans.Transport.(*simTransport), raft.ServerAddress(old.cfg.ID), &raft.AppendEntriesRequest{
+					RPCHeader:    raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, Addr: []byte(next.cfg.ID), ID: []byte(next.cfg.ID)},
+					Term:         next.raft.CurrentTerm(),
+					PrevLogEntry: shared, PrevLogTerm: before.Term, LeaderCommitIndex: next.raft.CommitIndex(),
+				}, nil, answer)
+				if answer.Success {
+					t.Error("it agrees, after its log has failed")
+				}
+			}()
+			time.Sleep(10 * simLatency) // the request waits right before raft
+			return errors.New("no space left on device")
+		}
+		c.net.heal()
+		<-old.Done()
+		<-answered
+		if err := old.Err(); !strings.Contains(err.Error(), "no space left") {
+			t.Errorf("Err = %v", err)
+		}
+	})
+}

@@ -10,9 +10,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-	"go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // LogFormat is how a node keeps its log on disk.
@@ -51,13 +48,6 @@ const (
 	compactionStep = 4096
 )
 
-// boltLog is the default LogStore: one bbolt file, synced with every write, behind a cache of the newest entries.
-type boltLog struct {
-	*raft.LogCache
-	raft.StableStore
-	file *raftboltdb.BoltStore
-}
-
 // openLog opens the log in dir, and refuses one that is kept in another format.
 func openLog(dir string, format LogFormat) (LogStore, error) {
 	for _, other := range []LogFormat{LogBolt, LogWAL} {
@@ -73,44 +63,15 @@ func openLog(dir string, format LogFormat) (LogStore, error) {
 	return openBolt(dir)
 }
 
-func openBolt(dir string) (LogStore, error) {
-	path := filepath.Join(dir, logFile)
-	file, err := raftboltdb.New(raftboltdb.Options{
-		Path: path,
-		BoltOptions: &bbolt.Options{
-			Timeout:         lockTimeout,
-			NoFreelistSync:  true,
-			FreelistType:    bbolt.FreelistMapType,
-			InitialMmapSize: logMapSize,
-		},
-		MsgpackUseNewTimeFormat: true,
-	})
-	if errors.Is(err, bolterrors.ErrTimeout) {
-		return nil, inUse(path)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open log: %w", err)
-	}
-	// Whoever was killed here may not have waited for its last write to reach the disk, and it can be read all the same.
-	if err := file.Sync(); err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
-	cache, err := raft.NewLogCache(logCacheSize, file)
-	if err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
-	return &boltLog{LogCache: cache, StableStore: file, file: file}, nil
-}
-
-func (l *boltLog) Close() error { return l.file.Close() }
-
 func inUse(path string) error {
 	return fmt.Errorf("%s is in use: another process runs on this directory", path)
 }
 
 // watchedLog notices a disk that fails or hangs.
 //
-// A failed write halts the node: it would be elected again and again and accept nothing (raft#614). A write that hangs
+// A failed write halts the node: it would be elected again and again and accept nothing (raft#614). Nor does raft get
+// another request, see Store.admits: when entries were deleted, and those in their place could not be written, raft goes
+// on with the old end of the log, and panics when it is told that entries up to there are committed. A write that hangs
 // cannot be called off, nor may it be reported as failed, since it can still land; raft's heartbeats go on meanwhile
 // and no one else is elected (raft#503). So the write is left alone, and the transport falls silent: see stalled.
 type watchedLog struct {
@@ -157,6 +118,14 @@ func (l *watchedLog) write(op string, fn func() error) error {
 func (l *watchedLog) IsMonotonic() bool {
 	log, ok := l.LogStore.(raft.MonotonicLogStore)
 	return ok && log.IsMonotonic()
+}
+
+// whole returns the entry from which on none was missing when the log was opened, 0 when there was none.
+func (l *watchedLog) whole() (uint64, error) {
+	if log, ok := l.LogStore.(interface{ whole() uint64 }); ok {
+		return log.whole(), nil
+	}
+	return l.FirstIndex()
 }
 
 func (l *watchedLog) StoreLog(entry *raft.Log) error { return l.StoreLogs([]*raft.Log{entry}) }

@@ -27,13 +27,14 @@ type Tx interface {
 //
 // Apply MUST be deterministic: the same state, index and data give the same writes and the same result on every node
 // and on every replay. It MUST NOT look at a clock, a random source, the environment or memory of its own, MUST NOT
-// panic, and MUST NOT keep tx, data or anything read from tx. A refused command is a result, not a failure.
+// panic, and MUST NOT keep tx, data or anything read from tx, in the result either. A refused command is a result, not a
+// failure. The result goes to whoever proposed the command at this node, and to nobody else.
 //
 // CheckRecords says whether records that came from another node, or were on the disk, are the ones that Apply appended:
 // what it needs for that MUST be in the state. They begin at a multiple of RecordChunk and go to the end of that chunk, or
 // to the last there is as of r. It MUST return nil for no others, whatever they are.
 type Machine interface {
-	Apply(tx Tx, index uint64, data []byte) (result []byte)
+	Apply(tx Tx, index uint64, data []byte) (result any)
 	CheckRecords(r Reader, first uint64, records [][]byte) error
 }
 

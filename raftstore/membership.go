@@ -74,7 +74,7 @@ func (s *Store) AddNonvoter(ctx context.Context, id string, first ...func() erro
 	})
 }
 
-// Promote gives a nonvoter a vote, once it has caught up; until then it waits for ctx.
+// Promote gives a nonvoter a vote, once it has caught up and would use it; until then it waits for ctx.
 func (s *Store) Promote(ctx context.Context, id string, first ...func() error) error {
 	if role := s.Membership()[id]; role != RoleNonvoter {
 		if !s.leads() {
@@ -235,18 +235,22 @@ func (s *Store) match(id string) uint64 { return s.trans.match(id, s.raft.Curren
 func (s *Store) awaitCaughtUp(ctx context.Context, id string) error {
 	tick := time.NewTicker(catchUpCheck)
 	defer tick.Stop()
-	for !s.caughtUp(id) {
+	for {
+		var behind error
+		if !s.caughtUp(id) {
+			behind = fmt.Errorf("its log is known to agree up to %d of %d", s.match(id), s.raft.LastIndex())
+		} else if behind = s.trans.votes(s.cfg.ID, id); behind == nil {
+			return nil
+		}
 		if !s.leads() {
 			return s.notLeading()
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %q has not caught up: its log is known to agree up to %d of %d: %w",
-				ErrMembership, id, s.match(id), s.raft.LastIndex(), context.Cause(ctx))
+			return fmt.Errorf("%w: %q has not caught up: %w: %w", ErrMembership, id, behind, context.Cause(ctx))
 		case <-s.ctx.Done():
 			return ErrClosed
 		}
 	}
-	return nil
 }

@@ -147,6 +147,61 @@ func TestReplaceANodeUnderItsName(t *testing.T) {
 	c.agree(index)
 }
 
+// slow is a kv that applies nothing before it may.
+type slow struct {
+	kv
+	may <-chan struct{}
+}
+
+func (m slow) Apply(tx Tx, index uint64, data []byte) any {
+	<-m.may
+	return m.kv.Apply(tx, index, data)
+}
+
+// A node that has the log, and is still applying it, casts no vote yet, so it is given none. Beside one that is dead it
+// would be the one too many: the three that are left of four vote only together, and a leader that hesitates for a moment
+// is the last.
+func TestNoVoteIsGivenBeforeItIsCast(t *testing.T) {
+	may := make(chan struct{})
+	c := newCluster(t, func(id string, cfg *Config) {
+		if id == "n4" {
+			cfg.Machine = slow{may: may}
+		}
+	})
+	defer func() {
+		if may != nil {
+			close(may)
+		}
+	}()
+	c.propose("set a 1")
+	c.kill(c.followers()[0].cfg.ID)
+	c.invite("n4")
+	c.must("add", func(ctx context.Context, s *Store) error { return s.AddNonvoter(ctx, "n4") })
+	eventually(t, "n4 has the log", func() error {
+		if leader := c.leader(); leader.match("n4") < leader.raft.LastIndex() {
+			return fmt.Errorf("up to %d of %d", leader.match("n4"), leader.raft.LastIndex())
+		}
+		return nil
+	})
+	err := c.onLeader("promote", func(ctx context.Context, s *Store) error {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		return s.Promote(ctx, "n4")
+	})
+	if err == nil || !strings.Contains(err.Error(), "casts no vote") {
+		t.Fatalf("promoted before it votes: %v", err)
+	}
+	close(may)
+	may = nil
+	c.must("promote", func(ctx context.Context, s *Store) error { return s.Promote(ctx, "n4") })
+	// All three that are left have to vote, n4 among them.
+	restarted := c.leader().cfg.ID
+	c.kill(restarted)
+	c.start(restarted)
+	index, _ := c.propose("set a 2")
+	c.agree(index)
+}
+
 // A node keeps the newest list of nodes it was given, so that it finds the new ones after a restart with an old config.
 func TestRosterOutlivesARestart(t *testing.T) {
 	c := newCluster(t, nil)

@@ -59,6 +59,7 @@ type mux struct {
 	ctx      context.Context
 	cancel   context.CancelFunc
 	running  sync.WaitGroup // the accept loop and its handshakes
+	ended    chan string    // peers of whose raft streams to here one has ended
 
 	mu        sync.Mutex
 	closed    bool                     // guarded by mu
@@ -89,7 +90,7 @@ func newMux(s settings, known *roster, own ownLog) (*mux, error) {
 	m := &mux{
 		id: s.ID, pins: p, roster: known, cluster: clusterHash(s.Cluster), timing: s.Timing, own: own,
 		listener: s.Listener, logger: s.Logger,
-		streams: make(map[*PeerConn]struct{}), arrived: make(map[peerKind][]*PeerConn),
+		streams: make(map[*PeerConn]struct{}), arrived: make(map[peerKind][]*PeerConn), ended: make(chan string, maxMembers),
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	m.queues = map[streamKind]*streamQueue{streamRaft: newStreamQueue(s.ID), streamApp: newStreamQueue(s.ID), streamRecords: newStreamQueue(s.ID)}
@@ -322,6 +323,12 @@ func (m *mux) forget(c *PeerConn) {
 	key := peerKind{c.peer, c.kind}
 	if i := slices.Index(m.arrived[key], c); i >= 0 {
 		m.arrived[key] = slices.Delete(m.arrived[key], i, i+1)
+		if c.kind == streamRaft {
+			select {
+			case m.ended <- c.peer:
+			default: // of one that is told of already, as a rule
+			}
+		}
 	}
 }
 

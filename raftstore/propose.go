@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -18,7 +20,7 @@ const enqueueTimeout = 10 * time.Second
 //
 // An error that wraps ErrAmbiguous means that the command may still commit, also after a ctx that ended meanwhile; any
 // other error means that it never will.
-func (s *Store) Propose(ctx context.Context, data []byte) (index uint64, result []byte, err error) {
+func (s *Store) Propose(ctx context.Context, data []byte) (index uint64, result any, err error) {
 	if len(data) > s.cfg.MaxCommand {
 		return 0, nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(data), s.cfg.MaxCommand)
 	}
@@ -32,32 +34,108 @@ func (s *Store) Propose(ctx context.Context, data []byte) (index uint64, result 
 		s.ops.Done()
 		return 0, nil, s.notLeading()
 	}
-	data = bytes.Clone(data) // raft's cache keeps it
-	patience := enqueueTimeout
-	if deadline, ok := ctx.Deadline(); ok {
-		patience = max(time.Until(deadline), time.Millisecond)
-	}
-	answers := make(chan answer, 1)
-	go func() { // ends when raft answers, which stop waits for
-		defer s.ops.Done()
-		answers <- s.ask(data, patience)
-	}()
+	p := &proposal{data: bytes.Clone(data), answers: make(chan answer, 1)} // raft's cache keeps the data
+	p.until, _ = ctx.Deadline()
+	s.proposals.add(s, p)
 	select {
-	case a := <-answers:
+	case a := <-p.answers:
 		return a.index, a.result, a.err
 	case <-ctx.Done():
+	}
+	if s.proposals.withdraw(p) {
+		s.ops.Done()
+		return 0, nil, fmt.Errorf("%w: %w", ErrBusy, context.Cause(ctx))
+	}
+	select {
+	case a := <-p.answers: // in the same moment
+		return a.index, a.result, a.err
+	default:
 		return 0, nil, fmt.Errorf("%w: %w", ErrAmbiguous, context.Cause(ctx))
 	}
 }
 
+// proposal is a command that waits to be handed to raft, or for raft's answer.
+type proposal struct {
+	data    []byte
+	until   time.Time   // room in the log is waited for; zero: for enqueueTimeout
+	answers chan answer // has room for one
+}
+
 type answer struct {
 	index  uint64
-	result []byte
+	result any
 	err    error
 }
 
-func (s *Store) ask(data []byte, patience time.Duration) answer {
-	future := s.raft.Apply(data, patience)
+// proposals hands commands to raft together. Raft begins to write the first one that comes, and whatever comes in the next
+// instant waits for that write, and makes the next one: with many callers it writes, sends and applies many small batches,
+// each at a price of its own on every node. So while maxRounds batches are under way, what comes waits and goes as one.
+type proposals struct {
+	mu      sync.Mutex
+	waiting []*proposal // guarded by mu
+	rounds  int         // guarded by mu; under way
+}
+
+// maxRounds is how many batches are under way: one that is being applied, and one that is being written.
+const maxRounds = 2
+
+func (q *proposals) add(s *Store, p *proposal) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.waiting = append(q.waiting, p)
+	if q.rounds < maxRounds {
+		q.rounds++
+		go q.run(s) // ends when nothing waits; stop waits for the proposals
+	}
+}
+
+// withdraw takes back what raft was not given.
+func (q *proposals) withdraw(p *proposal) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	i := slices.Index(q.waiting, p)
+	if i < 0 {
+		return false
+	}
+	q.waiting = slices.Delete(q.waiting, i, i+1)
+	return true
+}
+
+func (q *proposals) next() []*proposal {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n := min(len(q.waiting), maxAppendEntries)
+	round := slices.Clone(q.waiting[:n])
+	if q.waiting = slices.Delete(q.waiting, 0, n); n == 0 {
+		q.rounds--
+	}
+	return round
+}
+
+func (q *proposals) run(s *Store) {
+	for round := q.next(); len(round) > 0; round = q.next() {
+		futures := make([]raft.ApplyFuture, len(round))
+		for i, p := range round {
+			if s.leads() { // a hand-over may have begun since
+				patience := enqueueTimeout
+				if !p.until.IsZero() {
+					patience = max(time.Until(p.until), time.Millisecond)
+				}
+				futures[i] = s.raft.Apply(p.data, patience)
+			}
+		}
+		for i, p := range round {
+			p.answers <- s.answer(futures[i])
+			s.ops.Done()
+		}
+	}
+}
+
+// answer waits for raft's; nil was not given to raft.
+func (s *Store) answer(future raft.ApplyFuture) answer {
+	if future == nil {
+		return answer{err: s.notLeading()}
+	}
 	if err := future.Error(); err != nil {
 		return answer{err: s.translate(err)}
 	}

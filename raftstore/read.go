@@ -12,7 +12,7 @@ import (
 // View calls fn with the state as of index. What it reads may be older than what others have acknowledged: call Linearize
 // first where that matters. fn MUST be short, MUST NOT keep what it reads, and MUST NOT call Propose or Snapshot.
 func (s *Store) View(fn func(r Reader, index uint64) error) error {
-	return s.state.view(func(t *boltTx, at position) error { return fn(t, at.index) })
+	return s.state.read(func(r Reader, at position) error { return fn(r, at.index) })
 }
 
 // ReadRecords calls fn with the records from the one of that number on, in order, until fn returns false or there are no

@@ -204,7 +204,7 @@ func TestMissingSnapshots(t *testing.T) {
 	c.openFails(t, id, ErrDamagedSnapshot)
 }
 
-// A state file kept beside a log that was thrown away must not hide what the new log says.
+// A log that was thrown away is missed, and a state file kept beside it must not hide what a new log says.
 func TestStateWithoutItsLog(t *testing.T) {
 	c := newCluster(t, nil)
 	index, _ := c.propose("set a 1")
@@ -215,6 +215,14 @@ func TestStateWithoutItsLog(t *testing.T) {
 		c.stop(m.ID)
 		if err := os.Remove(filepath.Join(c.dirs[m.ID], logFile)); err != nil {
 			t.Fatal(err)
+		}
+		if message := c.openFails(t, m.ID, ErrWrongNode); !strings.Contains(message, "let it join anew") {
+			t.Errorf("a log that is gone: %s", message)
+		}
+		for _, name := range []string{markFile, markerFile} {
+			if err := os.Remove(filepath.Join(c.dirs[m.ID], name)); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	for _, m := range c.members {
@@ -268,11 +276,11 @@ func TestMarker(t *testing.T) {
 		text string
 		ok   bool
 	}{
-		"whole":    {position{12, 3}.marker(), true},
-		"torn":     {position{12, 3}.marker()[:30], false},
+		"whole":    {left{position{12, 3}, 0xabc}.marker(), true},
+		"torn":     {left{position{12, 3}, 0xabc}.marker()[:30], false},
 		"empty":    {"", false},
-		"trailing": {position{12, 3}.marker() + "x", false},
-		"padded":   {strings.Replace(position{12, 3}.marker(), "12", "012", 1), false},
+		"trailing": {left{position{12, 3}, 0xabc}.marker() + "x", false},
+		"padded":   {strings.Replace(left{position{12, 3}, 0xabc}.marker(), "12", "012", 1), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -280,7 +288,7 @@ func TestMarker(t *testing.T) {
 				t.Fatal(err)
 			}
 			at, ok, err := takeMarker(dir)
-			if err != nil || ok != tt.ok || ok && at != (position{12, 3}) {
+			if err != nil || ok != tt.ok || ok && at != (left{position{12, 3}, 0xabc}) {
 				t.Errorf("takeMarker = %v, %v, %v", at, ok, err)
 			}
 			if _, ok, err := takeMarker(dir); ok || err != nil {

@@ -29,7 +29,7 @@ const (
 	snapshotHeader  = len(snapshotMagic) + 2*8
 	snapshotTrailer = contentSize + crc32.Size
 
-	blockSize    = 1 << 20   // a block is full from here
+	blockSize    = 8 << 20   // a block is full from here
 	maxBlockSize = 256 << 20 // a block with a pair as large as any may be
 )
 
@@ -57,14 +57,20 @@ func (s *stateSnapshot) Persist(sink raft.SnapshotSink) error {
 		s.halt(err)
 		return err
 	}
-	crc := newCRC()
-	if err := s.write(io.MultiWriter(sink, crc)); err != nil {
-		return fmt.Errorf("write snapshot: %w", err)
-	}
-	if _, err := sink.Write(crc.Sum(nil)); err != nil {
+	if err := s.writeTo(sink); err != nil {
 		return fmt.Errorf("write snapshot: %w", err)
 	}
 	return nil
+}
+
+// writeTo writes all of a snapshot.
+func (s *stateSnapshot) writeTo(w io.Writer) error {
+	crc := newCRC()
+	if err := s.write(io.MultiWriter(w, crc)); err != nil {
+		return err
+	}
+	_, err := w.Write(crc.Sum(nil))
+	return err
 }
 
 func (s *stateSnapshot) write(w io.Writer) error {
@@ -226,7 +232,10 @@ func (l *loader) end() error {
 }
 
 // snapshots is raft's directory of snapshots; one that arrives damaged never becomes one there.
-type snapshots struct{ *raft.FileSnapshotStore }
+type snapshots struct {
+	*raft.FileSnapshotStore
+	dir string // where it keeps them
+}
 
 func (s snapshots) Create(version raft.SnapshotVersion, index, term uint64, members raft.Configuration,
 	membersIndex uint64, trans raft.Transport,
@@ -234,6 +243,9 @@ func (s snapshots) Create(version raft.SnapshotVersion, index, term uint64, memb
 	sink, err := s.FileSnapshotStore.Create(version, index, term, members, membersIndex, trans)
 	if err != nil {
 		return nil, err
+	}
+	if err := s.writeMetaSum(sink.ID()); err != nil {
+		return nil, errors.Join(fmt.Errorf("begin snapshot: %w", err), sink.Cancel())
 	}
 	return &checkedSink{SnapshotSink: sink, crc: newCRC()}, nil
 }

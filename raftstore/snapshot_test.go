@@ -202,11 +202,12 @@ func TestDivergenceHalts(t *testing.T) {
 
 // A transfer that arrives damaged does not become a snapshot, so that it cannot push out a good one.
 func TestDamagedTransferIsNotKept(t *testing.T) {
-	files, err := raft.NewFileSnapshotStoreWithLogger(t.TempDir(), snapshotsKept, newRaftLogger(slog.New(slog.DiscardHandler)))
+	dir := t.TempDir()
+	files, err := raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, newRaftLogger(slog.New(slog.DiscardHandler)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	store := snapshots{files}
+	store := snapshots{files, filepath.Join(dir, snapshotsDir)}
 	snap := snapshotOf(t, newTestState(t), position{42, 3}, 100)
 	write := func(b []byte, chunk int) error {
 		sink, err := store.Create(1, 42, 3, raft.Configuration{}, 1, nil)

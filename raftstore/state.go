@@ -1,7 +1,6 @@
 package raftstore
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -102,6 +101,19 @@ func (s *state) view(fn func(t *boltTx, at position) error) error {
 	})
 }
 
+// read is view for a Machine's reader, to whom the content is nothing.
+func (s *state) read(fn func(r Reader, at position) error) error {
+	return s.use(func(db *bbolt.DB) error {
+		return db.View(func(tx *bbolt.Tx) error {
+			at, err := readPosition(tx)
+			if err != nil {
+				return err
+			}
+			return fn(newBoltReader(tx), at)
+		})
+	})
+}
+
 // update runs fn in a transaction and writes where the state then stands: fn returns the position it has reached.
 func (s *state) update(fn func(t *boltTx, at position) (position, error)) (reached position, err error) {
 	err = s.use(func(db *bbolt.DB) error {
@@ -117,10 +129,10 @@ func (s *state) update(fn func(t *boltTx, at position) (position, error)) (reach
 			if reached, err = fn(t, at); err != nil {
 				return err
 			}
-			if t.err != nil {
-				return fmt.Errorf("write state: %w", t.err)
+			if err := t.flush(); err != nil {
+				return fmt.Errorf("write state: %w", err)
 			}
-			if reached == at && t.writes == 0 {
+			if reached == at && !t.changed {
 				return nil
 			}
 			return errors.Join(writePosition(tx, reached), writeContent(tx, t.content))
@@ -216,86 +228,6 @@ func readContent(tx *bbolt.Tx) (content, error) {
 
 func writeContent(tx *bbolt.Tx, c content) error {
 	return tx.Bucket([]byte(bucketMeta)).Put([]byte(keyContent), c.encode())
-}
-
-// boltTx is the Reader and the Tx over one bbolt transaction.
-type boltTx struct {
-	content content // with all writes so far
-	bucket  *bbolt.Bucket
-	records [][]byte // appended in this transaction
-	writes  int      // how many, so that a Scan notices writes of its own fn
-	err     error    // the first write that failed; the transaction MUST NOT be committed then
-}
-
-func newBoltTx(tx *bbolt.Tx) (*boltTx, error) {
-	c, err := readContent(tx)
-	return &boltTx{content: c, bucket: tx.Bucket([]byte(bucketState))}, err
-}
-
-func (t *boltTx) Get(key []byte) []byte {
-	if len(key) == 0 {
-		return nil
-	}
-	return t.bucket.Get(key)
-}
-
-// Scan goes by keys rather than by bbolt's cursor once fn has written: where a cursor stands after a write depends on the
-// page layout, which differs between a node that replayed the log and one that got a snapshot.
-func (t *boltTx) Scan(prefix, from []byte, fn func(k, v []byte) bool) {
-	start := prefix
-	if bytes.Compare(from, prefix) > 0 {
-		start = from
-	}
-	c := t.bucket.Cursor()
-	k, v := c.Seek(start)
-	for k != nil && bytes.HasPrefix(k, prefix) {
-		before := t.writes
-		if !fn(k, v) {
-			return
-		}
-		if t.writes == before {
-			k, v = c.Next()
-			continue
-		}
-		after := append(bytes.Clone(k), 0) // the least key above k
-		c = t.bucket.Cursor()
-		k, v = c.Seek(after)
-	}
-}
-
-func (t *boltTx) Put(key, value []byte) {
-	t.writes++
-	t.forget(key)
-	// bbolt keeps the value until commit and would give back a nil one as absent; the caller may reuse its buffer.
-	own := make([]byte, len(value))
-	copy(own, value)
-	t.note(t.bucket.Put(key, own))
-	t.content.sum.add(key, own)
-}
-
-func (t *boltTx) Delete(key []byte) {
-	t.writes++
-	t.forget(key)
-	t.note(t.bucket.Delete(key))
-}
-
-// forget takes a pair that is about to be overwritten out of the sum.
-func (t *boltTx) forget(key []byte) {
-	if old := t.Get(key); old != nil {
-		t.content.sum.remove(key, old)
-	}
-}
-
-func (t *boltTx) Append(record []byte) {
-	t.writes++
-	t.records = append(t.records, bytes.Clone(record))
-	t.content.records++
-}
-
-func (t *boltTx) note(err error) {
-	if t.err == nil {
-		t.err = err
-	}
 }
 
 func syncDir(path string) error {

@@ -22,6 +22,7 @@ type Status struct {
 	Records        uint64        // how many records there are as of the state
 	RecordsMissing uint64        // how many of them this node does not have yet
 	LastContact    time.Duration // since the leader was heard; 0 on the leader, -1 when never
+	Differing      []string      // voters that had another state than this node when states were last compared
 	DiskStalled    bool          // a write to the log hangs
 	Waiting        string        // why this node has no log yet, or does not vote yet; "" once it does
 	Peers          []PeerStatus  // all nodes known in order of their IDs, this one among them
@@ -36,6 +37,18 @@ type PeerStatus struct {
 	Match       uint64        // on the leader: index up to which the peer's log agrees with its own; 0 when not known
 }
 
+// Behind is how many entries of its own log a node has yet to apply; 0 when they are no more than come in one message.
+// Who was killed has all that came since its last snapshot before it: until it is through it answers nothing, and
+// would lead nobody.
+func (st Status) Behind() uint64 { return behind(st.LastLog, st.Applied) }
+
+func behind(lastLog, applied uint64) uint64 {
+	if lastLog <= applied+caughtUpWithin {
+		return 0
+	}
+	return lastLog - applied
+}
+
 // Status says how this node is.
 func (s *Store) Status() Status {
 	leader, _ := s.Leader()
@@ -43,7 +56,7 @@ func (s *Store) Status() Status {
 	st := Status{
 		ID: s.cfg.ID, State: strings.ToLower(state.String()), Leader: leader,
 		Term: s.raft.CurrentTerm(), LastLog: s.raft.LastIndex(), Commit: s.raft.CommitIndex(), Applied: s.Index(),
-		DiskStalled: s.log.stalled(),
+		DiskStalled: s.log.stalled(), Differing: s.checkpoints.differing(),
 	}
 	if state == raft.Shutdown {
 		st.State = "halted"

@@ -17,26 +17,29 @@ import (
 
 // Store is one node. All methods are safe for concurrent use.
 type Store struct {
-	cfg     settings
-	logger  *slog.Logger
-	raft    *raft.Raft
-	log     *watchedLog
-	snaps   snapshots
-	state   *state
-	records *records
-	applied *watermark
-	trans   *transport
-	roster  *roster
-	place   *place
-	mux     *mux          // nil with Config.Transport
-	split   *splitStreams // nil without Config.Streams
+	cfg         settings
+	logger      *slog.Logger
+	raft        *raft.Raft
+	log         *watchedLog
+	snaps       snapshots
+	state       *state
+	records     *records
+	applied     *watermark
+	checkpoints *checkpoints
+	trans       *transport
+	roster      *roster
+	place       *place
+	mux         *mux          // nil with Config.Transport
+	split       *splitStreams // nil without Config.Streams
 
-	gate    *leaderGate
-	reads   readRounds
-	caught  atomic.Uint64 // the newest term in which a barrier showed that all earlier entries are applied here
-	passing atomic.Bool   // leadership is being handed over: nothing is proposed or confirmed
-	passed  atomic.Int64  // when the last hand-over began, in ns after origin; 0 when there was none
-	origin  time.Time
+	gate      *leaderGate
+	leaders   *bell // of raft's word on who leads
+	reads     readRounds
+	proposals proposals
+	caught    atomic.Uint64 // the newest term in which a barrier showed that all earlier entries are applied here
+	passing   atomic.Bool   // leadership is being handed over: nothing is proposed or confirmed
+	passed    atomic.Int64  // when the last hand-over began, in ns after origin; 0 when there was none
+	origin    time.Time
 
 	settingMembers sync.Mutex    // so that the rosters kept are in order
 	changing       chan struct{} // holds the one change of the membership that is under way
@@ -67,7 +70,7 @@ func Open(cfg Config) (*Store, error) {
 		return nil, errors.Join(err, discard(cfg))
 	}
 	s := &Store{
-		cfg: set, logger: set.Logger, applied: newWatermark(), gate: newLeaderGate(), origin: time.Now(),
+		cfg: set, logger: set.Logger, applied: newWatermark(), checkpoints: &checkpoints{}, gate: newLeaderGate(), leaders: newBell(), origin: time.Now(),
 		roster: newRoster(set), changing: make(chan struct{}, 1),
 		halted: make(chan struct{}), stopped: make(chan struct{}),
 	}
@@ -83,10 +86,14 @@ func Open(cfg Config) (*Store, error) {
 		return nil, errors.Join(err, s.Abort())
 	}
 	s.duties.Go(s.watchLeadership)
+	if s.mux != nil {
+		s.duties.Go(s.watchStreams)
+	}
 	s.duties.Go(s.settle)
 	s.duties.Go(s.backfill)
 	if from := s.listenFor(streamRecords); from != nil {
 		s.duties.Go(func() { s.serveRecords(from) })
+		s.duties.Go(s.compareStates)
 	}
 	return s, nil
 }
@@ -104,6 +111,9 @@ func discard(cfg Config) error {
 
 func (s *Store) open() error {
 	if err := os.MkdirAll(s.cfg.Dir, 0o700); err != nil {
+		return err
+	}
+	if err := takeHistory(s.cfg.Dir); err != nil {
 		return err
 	}
 	store := s.cfg.LogStore
@@ -125,7 +135,7 @@ func (s *Store) open() error {
 	if err != nil {
 		return err
 	}
-	s.snaps = snapshots{files}
+	s.snaps = snapshots{files, filepath.Join(s.cfg.Dir, snapshotsDir)}
 	if s.records, err = openRecords(filepath.Join(s.cfg.Dir, recordsDir), s.logger); err != nil {
 		return err
 	}
@@ -179,16 +189,31 @@ func (s *Store) startRaft(conf *raft.Config) error {
 		s.place.become(settled)
 	}
 	s.trans.inbound = make(chan raft.RPC)
-	s.duties.Go(func() { s.trans.relay(s.ctx, s.place.admits, s.bridge) })
 	machine := &fsm{
 		machine: s.cfg.Machine, state: s.state, records: s.records, applied: s.applied, halt: s.halt, logger: s.logger,
+		checks: s.checkpoints, every: s.cfg.StateCheck,
 	}
 	var err error
 	s.raft, err = raft.NewRaft(conf, machine, s.log, s.log, s.snaps, s.trans)
 	if err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
+	seen := make(chan raft.Observation, 1) // full, it says all there is to say
+	s.raft.RegisterObserver(raft.NewObserver(seen, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	}))
+	s.duties.Go(func() { s.watchLeaders(seen) })
+	s.duties.Go(func() { s.trans.relay(s.ctx, s.admits, s.bridge) })
 	return s.checkMembership()
+}
+
+// admits says which of raft's messages this node takes.
+func (s *Store) admits(request any) error {
+	if s.log.failed.Load() {
+		return errWriteFailed
+	}
+	return s.place.admits(request)
 }
 
 // ownerKey is where the log store keeps which node it belongs to.
@@ -201,12 +226,29 @@ func (s *Store) checkOwner() error {
 		return err
 	}
 	if len(owner) == 0 {
+		if err := s.checkLogLost(); err != nil {
+			return err
+		}
 		return s.log.Set([]byte(ownerKey), []byte(s.cfg.ID))
 	}
 	if string(owner) != s.cfg.ID {
 		return fmt.Errorf("%w: this is node %q and the directory is %q's: give each node its own", ErrWrongNode, s.cfg.ID, owner)
 	}
 	return nil
+}
+
+// checkLogLost refuses an empty log beside a snapshot: what the node voted for, and what it acknowledged after the
+// snapshot, went with the log that made it. Taken for settled, it would vote again in a term in which it has voted.
+func (s *Store) checkLogLost() error {
+	dir := filepath.Join(s.cfg.Dir, snapshotsDir)
+	kept, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) || err == nil && len(kept) == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return lostLog(filepath.Join(s.cfg.Dir, s.cfg.LogFormat.file()), "there are snapshots in "+dir)
 }
 
 // openState opens the state file when it was closed in order, or else an empty one for raft to fill from snapshot and

@@ -32,6 +32,7 @@ type transport struct {
 	raft.Transport
 	stalled func() bool   // whether the log hangs
 	inbound chan raft.RPC // what relay lets through; nil: everything
+	own     chan raft.RPC // what this node asks of itself
 
 	silent atomic.Bool
 
@@ -53,7 +54,7 @@ type leadsAck struct {
 
 func newTransport(under raft.Transport, stalled func() bool) *transport {
 	return &transport{
-		Transport: under, stalled: stalled,
+		Transport: under, stalled: stalled, own: make(chan raft.RPC),
 		acks: make(map[raft.ServerID]leadsAck), ends: make(map[raft.ServerID]logEnd),
 	}
 }
@@ -66,12 +67,15 @@ func (t *transport) Consumer() <-chan raft.RPC {
 	return t.inbound
 }
 
-// relay passes on the requests that admits has nothing against, as mend returns them, until ctx ends. inbound MUST have been made before raft was.
-func (t *transport) relay(ctx context.Context, admits func(request any) error, mend func(request any) any) {
+// relay passes on the requests that admits has nothing against, as mend returns them, until ctx ends. inbound MUST have
+// been made before raft was. Raft gets a request when it has answered the one before, so that what admits and mend look
+// at is what raft finds: of a log that failed in the middle of a request, raft would not expect it.
+func (t *transport) relay(ctx context.Context, admits func(request any) error, mend func(raft.RPC) any) {
 	for {
 		var rpc raft.RPC
 		select {
 		case rpc = <-t.Transport.Consumer():
+		case rpc = <-t.own:
 		case <-ctx.Done():
 			return
 		}
@@ -79,9 +83,16 @@ func (t *transport) relay(ctx context.Context, admits func(request any) error, m
 			rpc.Respond(nil, err)
 			continue
 		}
-		rpc.Command = mend(rpc.Command)
+		answers := make(chan raft.RPCResponse, 1)
 		select {
-		case t.inbound <- rpc:
+		case t.inbound <- raft.RPC{Command: mend(rpc), Reader: rpc.Reader, RespChan: answers}:
+		case <-ctx.Done():
+			rpc.Respond(nil, errSilenced)
+			return
+		}
+		select {
+		case a := <-answers:
+			rpc.Respond(answerTo(rpc.Command, a.Response), a.Error)
 		case <-ctx.Done():
 			rpc.Respond(nil, errSilenced)
 			return
@@ -178,6 +189,15 @@ func (t *transport) contact(id string) time.Duration {
 		return -1
 	}
 	return time.Since(ack.when)
+}
+
+// votes asks a node for the vote of a term long past, which none gives, to hear whether it votes at all: one that joins
+// does not, though its log may be all there and still waits to be applied. Given a vote that it does not use, it counts
+// for the quorum and against it, and where the others are just enough without it, no leader is ever elected again.
+func (t *transport) votes(self, id string) error {
+	local := raft.ServerID(self)
+	header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(self), Addr: t.EncodePeer(local, t.LocalAddr())}
+	return t.RequestPreVote(raft.ServerID(id), raft.ServerAddress(id), &raft.RequestPreVoteRequest{RPCHeader: header}, &raft.RequestPreVoteResponse{})
 }
 
 func (t *transport) RequestVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest,

@@ -1,6 +1,8 @@
 package raftstore
 
 import (
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,8 +14,6 @@ import (
 	wal "github.com/hashicorp/raft-wal"
 	"github.com/hashicorp/raft-wal/metadb"
 	"github.com/hashicorp/raft-wal/types"
-	"go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // This file and walscan.go are all that know raft-wal. It is kept to v0.4.2 exactly: v0.4.0, which is what "latest" says,
@@ -38,27 +38,79 @@ const (
 type walLog struct {
 	*raft.LogCache
 	raft.StableStore
-	file *wal.WAL
+	file  *wal.WAL
+	mark  *logMark
+	first uint64 // at the start; 0 when there was none
 }
 
-func openWAL(dir string, segmentSize int) (LogStore, error) {
+// walIndex is the bbolt file that says which segments there are, and has the votes.
+func walIndex(dir string) string { return filepath.Join(dir, walDir, metadb.FileName) }
+
+func openWAL(dir string, segmentSize int) (_ LogStore, err error) {
 	path := filepath.Join(dir, walDir)
+	index := walIndex(dir)
+	defer func() {
+		if p := recover(); p != nil { // of bbolt's, of what was looked through: then not well enough
+			err = damagedFile(path, fmt.Errorf("it cannot be read: %v", p))
+		}
+	}()
+	mark, err := readMark(dir, binary.LittleEndian)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(mark.lost(index), lostIndex(path, index)); err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, err
 	}
 	if err := syncDir(dir); err != nil {
 		return nil, err
 	}
-	meta := &walMeta{}
+	meta := &walMeta{mark: mark}
 	file, err := wal.Open(path, wal.WithMetaStore(meta), wal.WithSegmentSize(segmentSize))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open log: %w", err), meta.Close())
 	}
+	log, err := newWALLog(index, file, mark)
+	if err != nil {
+		return nil, errors.Join(err, file.Close(), mark.close())
+	}
+	return log, nil
+}
+
+func newWALLog(index string, file *wal.WAL, mark *logMark) (LogStore, error) {
+	first, err := file.FirstIndex()
+	if err != nil {
+		return nil, err
+	}
+	last, err := file.LastIndex()
+	if err != nil {
+		return nil, err
+	}
+	if err := mark.checkLast(filepath.Dir(index), last); err != nil {
+		return nil, err
+	}
+	if err := mark.start(index, last); err != nil {
+		return nil, err
+	}
 	cache, err := raft.NewLogCache(logCacheSize, walEntries{file})
 	if err != nil {
-		return nil, errors.Join(err, file.Close())
+		return nil, err
 	}
-	return &walLog{LogCache: cache, StableStore: file, file: file}, nil
+	return &walLog{LogCache: cache, StableStore: file, file: file, mark: mark, first: first}, nil
+}
+
+// lostIndex refuses segments of which nothing says that they are some: raft-wal would begin anew and delete them.
+func lostIndex(dir, index string) error {
+	segments, err := filepath.Glob(filepath.Join(dir, "*.wal"))
+	if err != nil || len(segments) == 0 {
+		return err
+	}
+	if info, err := os.Stat(index); err == nil && info.Size() > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return lostLog(index, "there are segments beside it")
 }
 
 // walEntries hides entries that were deleted and whose segment still holds them: raft-wal gives those of its last one.
@@ -75,19 +127,52 @@ func (w walEntries) GetLog(index uint64, log *raft.Log) error {
 	return w.WAL.GetLog(index, log)
 }
 
-func (l *walLog) Close() error { return l.file.Close() }
+func (l *walLog) whole() uint64 { return l.first }
+
+func (l *walLog) StoreLog(entry *raft.Log) error { return l.StoreLogs([]*raft.Log{entry}) }
+
+func (l *walLog) StoreLogs(entries []*raft.Log) error {
+	err := l.LogCache.StoreLogs(entries)
+	if n := len(entries); err == nil && n > 0 {
+		l.mark.ends(entries[n-1].Index)
+	}
+	return err
+}
+
+func (l *walLog) DeleteRange(from, to uint64) error {
+	last, err := l.LastIndex()
+	if err != nil {
+		return err
+	}
+	if to >= last { // where it will end is known once it is through, and the segments say so before
+		l.mark.ends(0)
+	}
+	if err := l.LogCache.DeleteRange(from, to); err != nil {
+		return err
+	}
+	if last, err = l.LastIndex(); err == nil {
+		l.mark.ends(last)
+	}
+	return err
+}
+
+func (l *walLog) Close() error { return errors.Join(l.file.Close(), l.mark.close()) }
 
 // walMeta keeps which segments there are, and the votes.
-type walMeta struct{ metadb.BoltMetaDB }
+type walMeta struct {
+	metadb.BoltMetaDB
+	mark *logMark
+}
 
 // Load reads which segments there are, checks what is in them, and finishes the change of segments that a stop cut short.
 func (m *walMeta) Load(dir string) (types.PersistentState, error) {
-	if err := notInUse(filepath.Join(dir, metadb.FileName)); err != nil {
+	path := filepath.Join(dir, metadb.FileName)
+	if err := m.check(path); err != nil {
 		return types.PersistentState{}, err
 	}
 	state, err := m.BoltMetaDB.Load(dir)
 	if err == nil { // as for a bbolt log: what can be read must have reached the disk
-		err = syncFile(filepath.Join(dir, metadb.FileName))
+		err = syncFile(path)
 	}
 	if err != nil {
 		return state, err
@@ -134,17 +219,62 @@ func syncFile(path string) error {
 	return errors.Join(file.Sync(), file.Close())
 }
 
-// notInUse refuses a log that another process has open. raft-wal itself would wait for it, for ever and silently.
-func notInUse(path string) error {
+// check reads the file's pages through, and refuses one that another process has open: raft-wal itself would wait for it,
+// for ever and silently.
+func (m *walMeta) check(path string) error {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockTimeout})
-	if errors.Is(err, bolterrors.ErrTimeout) {
-		return inUse(path)
+	buckets := 0
+	meta, err := checkBolt(path, func(bucket string, key, value []byte) error {
+		switch {
+		case bucket != metadb.MetaBucket && bucket != metadb.StableBucket, bucket == metadb.MetaBucket && key != nil && string(key) != metadb.MetaKey:
+			return fmt.Errorf("it has %q in a bucket %q", key, bucket)
+		case key == nil:
+			buckets++
+		case bucket == metadb.MetaBucket:
+			m.mark.keep(walSegments, value)
+		default:
+			m.mark.keep(string(key), value)
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return err
+	case buckets != 2:
+		return damagedFile(path, errors.New("a bucket is missing"))
 	}
+	return m.mark.check(path, meta.txid)
+}
+
+// walSegments is by what name the mark knows which segments there are.
+const walSegments = metadb.MetaBucket + "/" + metadb.MetaKey
+
+func (m *walMeta) SetStable(key, value []byte) error {
+	if value == nil {
+		value = []byte{} // as a bbolt log keeps it; raft-wal would delete the key
+	}
+	return m.mark.commit(func() error {
+		err := m.BoltMetaDB.SetStable(key, value)
+		if err == nil {
+			m.mark.keep(string(key), value)
+		}
+		return err
+	})
+}
+
+// CommitState is called by whoever appends, deletes or changes the segment.
+func (m *walMeta) CommitState(state types.PersistentState) error {
+	text, err := json.Marshal(state) // as it will be in the file
 	if err != nil {
-		return fmt.Errorf("open %s: %w", path, err)
+		return err
 	}
-	return db.Close()
+	return m.mark.commit(func() error {
+		if err := m.BoltMetaDB.CommitState(state); err != nil {
+			return err
+		}
+		m.mark.keep(walSegments, text)
+		return nil // the next segment is entered
+	})
 }

@@ -104,7 +104,7 @@ func checkSealed(dir string, info types.SegmentInfo) error {
 	path := filepath.Join(dir, segment.FileName(info))
 	file, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrDamagedLog, err)
+		return damagedFile(path, err)
 	}
 	defer func() { _ = file.Close() }() // only read
 	if err := judgeSealed(file, info); err != nil {
@@ -204,5 +204,5 @@ func endsBatch(file io.ReaderAt, last int64) (bool, error) {
 
 func damagedLog(at int64) error {
 	return fmt.Errorf("%w: from byte %d on it is not what was written, so this node may have forgotten what it helped to "+
-		"acknowledge. Do not delete it and start again: replace the node by a new one, with a key of its own", ErrDamagedLog, at)
+		"acknowledge. %s", ErrDamagedLog, at, anew)
 }

@@ -80,12 +80,8 @@ func (a *ahead) now() time.Time { return time.Now().Add(time.Duration(a.by.Load(
 // which they began.
 func serials(t *testing.T, p *testenv.Proxy) []string {
 	t.Helper()
-	data, err := os.ReadFile(p.AccessLog())
-	if err != nil {
-		t.Fatal(err)
-	}
 	var out []string
-	for line := range strings.Lines(string(data)) {
+	for line := range strings.Lines(accessLog(t, p)) {
 		if strings.Contains(line, `"event":"open"`) {
 			_, rest, _ := strings.Cut(line, `"serial":"`)
 			serial, _, _ := strings.Cut(rest, `"`)
@@ -95,9 +91,9 @@ func serials(t *testing.T, p *testenv.Proxy) []string {
 	return out
 }
 
-// TestConnectTCPRenews: connections that are open stay on the certificate they
-// began with, and new ones come with the renewed one. With every control node
-// dead both go on, new ones come with the certificate that there is, and when
+// TestConnectTCPRenews: connections that are open go on with the renewed certificate,
+// and new ones come with it, all in one connection to the proxy. With every control
+// node dead both go on, new ones come with the certificate that there is, and when
 // that has expired nothing new is carried, until the nodes are back.
 func TestConnectTCPRenews(t *testing.T) {
 	t.Parallel()
@@ -119,6 +115,7 @@ func TestConnectTCPRenews(t *testing.T) {
 		now, err := c.Source.Certificate(t.Context())
 		return err == nil && now.Leaf.SerialNumber.Cmp(cert.Leaf.SerialNumber) != 0
 	})
+	env.Eventually("it is proven in band", func() bool { return strings.Contains(accessLog(t, p), `"kind":"renewal"`) })
 	second := newEcho(t, c.Address())
 	second.say("after the renewal")
 	first.say("still here")
@@ -150,6 +147,15 @@ func TestConnectTCPRenews(t *testing.T) {
 	}
 	env.WaitReady()
 	newEcho(t, c.Address()).say("again")
+}
+
+func accessLog(t *testing.T, p *testenv.Proxy) string {
+	t.Helper()
+	data, err := os.ReadFile(p.AccessLog())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
 }
 
 // TestConnectTCPEnds: a connection in use ends with its certificate, with no

@@ -15,6 +15,7 @@ import (
 
 	"github.com/hallpass/hallpass/ca"
 	"github.com/hallpass/hallpass/control"
+	"github.com/hallpass/hallpass/internal/loopback"
 )
 
 // T is the part of *testing.T that an Env uses; a benchmark or a simulation may
@@ -34,7 +35,7 @@ const (
 	TrustDomain = "acme.test"
 
 	// patience bounds every wait for the cluster to do what it must do.
-	patience = 30 * time.Second
+	patience = time.Minute
 )
 
 // DefaultPolicy lets engineers ask for anything of payments with one approval
@@ -66,6 +67,9 @@ type Options struct {
 	Now     func(node string) func() time.Time
 	Tracer  trace.TracerProvider // of nodes, clients, proxies and connectors
 	Logger  *slog.Logger         // nil discards
+	KMS     ca.OpenKMS           // opens what Roots name
+	Roots   ca.RootKeys          // where the roots' keys are
+	Issuers ca.SignOptions       // of the nodes; Life and Now are looked at
 }
 
 // Env is a running cluster with its people and proxies.
@@ -101,8 +105,8 @@ func Start(t T, o Options) *Env {
 		e.log = slog.New(slog.DiscardHandler)
 	}
 	td := spiffeid.RequireTrustDomainFromString(TrustDomain)
-	offline := filepath.Join(e.dir, "offline")
-	e.must(ca.Init(offline, ca.InitOptions{TrustDomain: td, Admins: Admins(), Seed: e.seed(), Dev: true}))
+	offline := e.Offline()
+	e.must(ca.Init(offline, ca.InitOptions{TrustDomain: td, Admins: Admins(), Seed: e.seed(), Dev: true, Open: o.KMS, Keys: o.Roots}))
 	var requests []ca.NodeRequest
 	for i := range o.Nodes {
 		n := e.newNode(fmt.Sprintf("n%d", i+1))
@@ -115,7 +119,7 @@ func Start(t T, o Options) *Env {
 		e.nodes = append(e.nodes, n)
 	}
 	var err error
-	e.manifest, err = ca.SignNodes(offline, requests, ca.SignOptions{})
+	e.manifest, err = ca.SignNodes(offline, requests, ca.SignOptions{Life: o.Issuers.Life, Now: o.Issuers.Now, Open: o.KMS})
 	e.must(err)
 	e.roots = newRoots(e.manifest)
 	t.Cleanup(e.stop)
@@ -142,6 +146,9 @@ func (e *Env) seed() *ca.Seed {
 
 // Manifest is what is public about the cluster.
 func (e *Env) Manifest() ca.Manifest { return e.manifest }
+
+// Offline is the folder of the cluster's roots.
+func (e *Env) Offline() string { return filepath.Join(e.dir, "offline") }
 
 // Servers are the URLs of the nodes' APIs.
 func (e *Env) Servers() []string {
@@ -232,6 +239,9 @@ func (e *Env) newNode(id string) *Node {
 	return n
 }
 
+// Keys is the folder of the node's keys, for who has stolen them.
+func (n *Node) Keys() string { return n.keys }
+
 // Start runs the node on its files. Its addresses stay the same.
 func (n *Node) Start() {
 	t := n.env.t
@@ -242,6 +252,8 @@ func (n *Node) Start() {
 		Node: node, Manifest: n.env.manifest, DataDir: n.data,
 		API: n.env.listen(n.api), Raft: n.env.listen(n.raft),
 		Logger: n.env.log, Tracer: n.env.opts.Tracer,
+		// A few identities stand for many callers.
+		Limits: control.Limits{ReadsPerSecond: 1e6, WritesPerSecond: 1e6, WritesPerCaller: 1e6, Writes: 1e6},
 	}
 	if n.env.opts.Now != nil {
 		cfg.Now = n.env.opts.Now(n.ID)
@@ -305,12 +317,14 @@ func (n *Node) server() *control.Server {
 	return n.srv
 }
 
-// freeAddress returns a loopback address that was free a moment ago.
+// freeAddress returns a loopback address that stays the test's while nobody
+// listens on it.
 func (e *Env) freeAddress() string {
 	e.t.Helper()
-	l := e.listen("127.0.0.1:0")
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	kept, err := loopback.Reserve()
+	e.must(err)
+	e.t.Cleanup(func() { e.must(kept.Release()) })
+	return kept.Address()
 }
 
 func (e *Env) listen(address string) net.Listener {

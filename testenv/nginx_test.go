@@ -78,6 +78,23 @@ func each(t *testing.T, env *testenv.Env, cert *tls.Certificate, test func(t *te
 	}
 }
 
+// mark is how many lines nginx has logged once all that came before now are among them: it
+// logs one request after the other, each after its answer.
+func (s *site) mark(c curl) int {
+	marks := func() (n int) {
+		for _, line := range s.nginx.Requests() {
+			if strings.HasPrefix(line, "404 GET /accounts/mark ") {
+				n++
+			}
+		}
+		return n
+	}
+	before := marks()
+	c.want(http.StatusNotFound, s.proxy.URL("/accounts/mark"))
+	s.env.Eventually("nginx has logged what came before now", func() bool { return marks() > before })
+	return len(s.nginx.Requests())
+}
+
 // onlySaw fails when anything but want, in its order, has reached nginx.
 func (s *site) onlySaw(t *testing.T, before int, want ...string) {
 	t.Helper()
@@ -111,7 +128,7 @@ func allowedAndRefused(t *testing.T, s *site, c curl) {
 		t.Errorf("%s%s", a.head, a.body)
 	}
 	c.want(http.StatusNotFound, s.proxy.URL("/accounts/none"))
-	before := len(s.nginx.Requests())
+	before := s.mark(c)
 	a := c.want(http.StatusForbidden, s.proxy.URL("/admin/secret.txt"))
 	if want := `"command":"hallpass request create payments --allow 'GET /admin/secret.txt' --for 30m --reason '…'"`; !strings.Contains(string(a.body), want) {
 		t.Errorf("the refusal %s lacks %s", a.body, want)
@@ -193,7 +210,7 @@ func oneReading(t *testing.T, s *site, c curl) {
 			t.Errorf("nginx alone answers %q to %s: it shows nothing here", body, path)
 		}
 	}
-	before := len(s.nginx.Requests())
+	before := s.mark(c)
 	for _, path := range append(paths, "/accounts//42.json", "/accounts/./42.json", "/accounts/%34%32.json", "/accounts%2f42.json", "/accounts/42.json;x") {
 		c.want(http.StatusBadRequest, s.proxy.URL(path))
 	}

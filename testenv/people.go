@@ -53,7 +53,7 @@ func (e *Env) Folder(who string) string {
 	if strings.HasPrefix(who, "service/") {
 		spec.DNSNames, spec.IPs = []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1)}
 	}
-	chain, err := ca.IssueOffline(filepath.Join(e.dir, "offline"), spec)
+	chain, err := ca.IssueWithKMS(e.Offline(), spec, e.opts.KMS)
 	e.must(err)
 	dir := filepath.Join(e.dir, "people", strings.ReplaceAll(who, "/", "-"))
 	e.must(ca.Folder{

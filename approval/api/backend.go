@@ -45,7 +45,9 @@ type Backend interface {
 	DirectoryBackend
 	TrustBackend
 	MemberBackend
+	EmergencyBackend
 	AuditBackend
+	BackupBackend
 	StreamBackend
 }
 
@@ -70,6 +72,10 @@ type GrantBackend interface {
 	IssueIdentity(ctx context.Context, call Call, in IdentityInput) (Certificate, error)
 	BlockSubject(ctx context.Context, call Call, in BlockInput) (Block, error)
 	DenyIssuer(ctx context.Context, call Call, id string, in ReasonInput) (Issuer, error)
+	// ReportCertificates is answered from the node's own state.
+	ReportCertificates(ctx context.Context, call Call, in SeenInput) (Seen, error)
+	// AnchorAccess returns once the head is committed.
+	AnchorAccess(ctx context.Context, call Call, in AnchorInput) (Anchored, error)
 }
 
 // ChangeBackend serves /v1/changes.
@@ -94,6 +100,8 @@ type DirectoryBackend interface {
 // TrustBackend serves /v1/issuers and /v1/roots.
 type TrustBackend interface {
 	InstallIssuers(ctx context.Context, call Call, in InstallInput) (Installed, error)
+	// NodeIssuers are as the answering node knows them.
+	NodeIssuers(ctx context.Context, call Call) (NodeIssuers, error)
 	// NodeRequest is that of the answering node.
 	NodeRequest(ctx context.Context, call Call) (NodeRequest, error)
 	// Roots are as the answering node knows them.
@@ -108,6 +116,14 @@ type MemberBackend interface {
 	PromoteNode(ctx context.Context, call Call, id string) (Node, error)
 	RemoveNode(ctx context.Context, call Call, id string, in RemoveNodeInput) (Node, error)
 	HandOver(ctx context.Context, call Call, id string) (Node, error)
+}
+
+// EmergencyBackend serves /v1/emergency: to persons what there is, to admins the rest.
+type EmergencyBackend interface {
+	Emergencies(ctx context.Context, call Call) (Emergencies, error)
+	RegisterEmergencyIssuer(ctx context.Context, call Call, in EmergencyIssuerInput) (Issuer, error)
+	ImportEmergencyRecord(ctx context.Context, call Call, in EmergencyRecordInput) (EmergencyJournal, error)
+	RevokeEmergencyGrant(ctx context.Context, call Call, id string, in ReasonInput) (EmergencyRevocation, error)
 }
 
 // AuditBackend serves /v1/audit.

@@ -54,6 +54,8 @@ type ClientConfig struct {
 	// Certificate and Roots are used instead of Identity.
 	Certificate *tls.Certificate
 	Roots       *x509.CertPool
+	// Node is the id of the only control node that may answer; empty: any.
+	Node string
 	// Timeout bounds one attempt at one server; zero means 10 s. A blocking
 	// read adds its wait.
 	Timeout time.Duration
@@ -142,7 +144,7 @@ func clientTLS(cfg ClientConfig) (*tls.Config, error) {
 		}
 		cert := cfg.Certificate
 		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
-		conf.VerifyConnection = verifyNode
+		conf.VerifyConnection = cfg.verifyNode
 		return conf, nil
 	}
 	if cfg.Identity == "" {
@@ -164,18 +166,25 @@ func clientTLS(cfg ClientConfig) (*tls.Config, error) {
 	if !conf.RootCAs.AppendCertsFromPEM(pem) {
 		return nil, errors.New("api client: identity-bundle.pem holds no certificate")
 	}
-	conf.VerifyConnection = verifyNode
+	conf.VerifyConnection = cfg.verifyNode
 	return conf, nil
 }
 
 // verifyNode refuses a server that has a right certificate for the dialled
 // name, yet is a service or a person: an issued service identity that carries a
 // control node's DNS name would otherwise pass for the control plane.
-func verifyNode(cs tls.ConnectionState) error {
+func (cfg ClientConfig) verifyNode(cs tls.ConnectionState) error {
 	for _, u := range cs.PeerCertificates[0].URIs {
-		if !strings.HasPrefix(u.Path, "/node/") {
+		switch id, ok := strings.CutPrefix(u.Path, "/node/"); {
+		case !ok:
 			return fmt.Errorf("%w: it is %s", errNotNode, u)
+		case cfg.Node != "" && id != cfg.Node:
+			// One stolen node would be several to whoever asks them all.
+			return fmt.Errorf("%w %q: it is %s", errNotNode, cfg.Node, u)
 		}
+	}
+	if cfg.Node != "" && len(cs.PeerCertificates[0].URIs) != 1 {
+		return fmt.Errorf("%w: it has no name", errNotNode)
 	}
 	return nil
 }
@@ -197,7 +206,8 @@ type call struct {
 	body         []byte
 	key          string
 	wait         time.Duration
-	index        uint64 // X-Hallpass-Index of the answer
+	sink         func(io.Reader) error // takes the answer, instead of what do was given
+	index        uint64                // X-Hallpass-Index of the answer
 }
 
 func newCall(method, path string, opts []CallOption) *call {
@@ -238,9 +248,21 @@ func (c *Client) do(ctx context.Context, cl *call, out any) error {
 	deadline := time.Now().Add(c.retryFor)
 	first := c.current.Load()
 	backoff := minBackoff
+	var said *Problem // by a node in this round: it says more than that another is down
+	var refusal error // by a node in this round, of this identity
 	for n := uint32(0); ; n++ {
 		at := (first + n) % uint32(len(c.servers))
 		err := c.attempt(ctx, c.servers[at], cl, out)
+		if pause := toldToWait(err, CodeLimit); pause > 0 && ctx.Err() == nil {
+			if time.Now().Add(pause).After(deadline) {
+				return err
+			}
+			if err := sleep(ctx, pause+rand.N(maxBackoff)); err != nil { //nolint:gosec // jitter
+				return err
+			}
+			n-- // the same server again: going round the others is what is not wanted
+			continue
+		}
 		if !retryable(err) || ctx.Err() != nil {
 			if err == nil {
 				c.current.Store(at)
@@ -249,21 +271,38 @@ func (c *Client) do(ctx context.Context, cl *call, out any) error {
 		}
 		c.log.LogAttrs(ctx, slog.LevelDebug, "trying another server",
 			slog.String("server", c.servers[at]), slog.String("error", err.Error()))
+		_ = errors.As(err, &said)
+		if errors.Is(err, ErrUnauthenticated) {
+			refusal = err
+		}
 		if (n+1)%uint32(len(c.servers)) != 0 {
 			continue
 		}
-		if !time.Now().Before(deadline) || unverified(err) {
+		// A node without a leader says when to come back, too, but elections take
+		// less than the second that a header can say.
+		pause := max(backoff/2+rand.N(backoff), toldToWait(err, CodeUnavailable)) //nolint:gosec // jitter
+		switch {
+		case refusal != nil && said == nil: // whoever says anything else has accepted it
+			return refusal
+		case unverified(err):
+			return err
+		case !time.Now().Before(deadline) && said != nil:
+			return said
+		case !time.Now().Before(deadline):
 			return err
 		}
-		if err := sleep(ctx, backoff/2+rand.N(backoff)); err != nil { //nolint:gosec // jitter
+		if err := sleep(ctx, min(pause, max(time.Until(deadline), backoff))); err != nil {
 			return err
 		}
-		backoff = min(2*backoff, maxBackoff)
+		said, refusal, backoff = nil, nil, min(2*backoff, maxBackoff)
 	}
 }
 
 // attempt makes the call at one server.
 func (c *Client) attempt(ctx context.Context, server string, cl *call, out any) error {
+	if cl.sink != nil {
+		return c.download(ctx, server, cl)
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout+cl.wait)
 	defer cancel()
 	resp, err := c.send(ctx, server, cl, "application/json")
@@ -312,6 +351,9 @@ func (c *Client) send(ctx context.Context, server string, cl *call, accept strin
 		if alert := c.alert(ctx, server, err); alert != nil {
 			return nil, fmt.Errorf("%w: %w", ErrUnauthenticated, alert)
 		}
+		if called, ok := errors.AsType[*url.Error](err); ok {
+			err = called.Err // the rest of it is said already
+		}
 		return nil, &transportError{cl.method + " " + server + cl.path, err}
 	}
 	return resp, nil
@@ -326,9 +368,15 @@ type transportError struct {
 func (e *transportError) Error() string { return e.op + ": " + e.err.Error() }
 func (e *transportError) Unwrap() error { return e.err }
 
+// retryable reports whether another server may say something else. That holds for
+// an identity that is refused, too: a node that has only begun to join, or is
+// behind, does not know the roots and denials that the others go by.
 func retryable(err error) bool {
-	if err == nil || errors.Is(err, ErrUnauthenticated) {
+	if err == nil {
 		return false
+	}
+	if errors.Is(err, ErrUnauthenticated) {
+		return true
 	}
 	if _, ok := errors.AsType[*transportError](err); ok {
 		return true
@@ -336,6 +384,16 @@ func retryable(err error) bool {
 	var p *Problem
 	return errors.As(err, &p) && (p.Status == http.StatusServiceUnavailable ||
 		p.Status == http.StatusBadGateway || p.Status == http.StatusGatewayTimeout)
+}
+
+// toldToWait gives for how long a server that answered with the code wants to be
+// left alone; zero when it did not say.
+func toldToWait(err error, code Code) time.Duration {
+	var p *Problem
+	if !errors.As(err, &p) || p.Code != code {
+		return 0
+	}
+	return p.RetryAfter
 }
 
 // unverified reports whether a server could not prove that it is a control node.

@@ -104,7 +104,7 @@ func (e *callbackError) Error() string { return e.err.Error() }
 func (c *Client) watch(ctx context.Context, path string, lastID func() string, fn func(sseEvent) error) error {
 	at := c.current.Load()
 	backoff := minBackoff
-	strangers := 0 // servers in a row that could not prove to be control nodes
+	turned := 0 // servers in a row that could not prove to be control nodes, or refused this identity
 	for {
 		server := c.servers[at%uint32(len(c.servers))]
 		heard := false
@@ -119,16 +119,14 @@ func (c *Client) watch(ctx context.Context, path string, lastID func() string, f
 			return cb.err
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case errors.Is(err, ErrUnauthenticated):
-			return err
 		case errors.As(err, &p) && !retryable(err):
 			return err
-		case !unverified(err):
-			strangers = 0
-		case strangers+1 >= len(c.servers):
+		case !unverified(err) && !errors.Is(err, ErrUnauthenticated):
+			turned = 0
+		case turned+1 >= len(c.servers):
 			return err
 		default:
-			strangers++
+			turned++
 		}
 		c.log.LogAttrs(ctx, slog.LevelDebug, "stream ended, reconnecting",
 			slog.String("server", server), slog.Any("error", err))

@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"log"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
@@ -18,6 +19,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -82,12 +84,18 @@ func (a *authority) issue(t *testing.T, id string) tls.Certificate {
 // serve runs h behind mTLS as node n1.
 func (a *authority) serve(t *testing.T, id string, h http.Handler) *httptest.Server {
 	t.Helper()
+	return a.serveTo(t, a, id, h)
+}
+
+// serveTo is serve for clients that another authority knows.
+func (a *authority) serveTo(t *testing.T, clients *authority, id string, h http.Handler) *httptest.Server {
+	t.Helper()
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.ServeHTTP(w, r.WithContext(api.WithCaller(r.Context(), alice())))
 	}))
 	s.TLS = &tls.Config{
 		Certificates: []tls.Certificate{a.issue(t, id)},
-		ClientAuth:   tls.RequireAndVerifyClientCert, ClientCAs: a.pool(),
+		ClientAuth:   tls.RequireAndVerifyClientCert, ClientCAs: clients.pool(),
 	}
 	s.EnableHTTP2 = true
 	s.Config.ErrorLog = log.New(discard{}, "", 0)
@@ -122,6 +130,7 @@ func failing(n int32, p *api.Problem, h http.Handler, keys chan<- string) http.H
 			keys <- r.Header.Get("Idempotency-Key")
 		}
 		if left.Add(-1) >= 0 {
+			maps.Copy(w.Header(), p.GetHeaders())
 			w.Header().Set("Content-Type", "application/problem+json")
 			w.WriteHeader(p.Status)
 			_ = json.NewEncoder(w).Encode(p)
@@ -151,6 +160,33 @@ func TestClientRepeatsUnderOneKey(t *testing.T) {
 	}
 }
 
+// TestClientWaitsAsTold: a caller who is too fast waits, at the same server, as
+// long as it was told, and gives up at once when that is longer than it would
+// try.
+func TestClientWaitsAsTold(t *testing.T) {
+	ca := newAuthority(t)
+	limited := api.NewProblem(api.CodeLimit, "too fast", "wait")
+	limited.RetryAfter = time.Second
+	asked, other := make(chan string, 8), make(chan string, 8)
+	s1 := ca.serve(t, node1, failing(1, limited, newHandler(t, newFake()), asked))
+	s2 := ca.serve(t, node1, failing(0, limited, newHandler(t, newFake()), other))
+	began := time.Now()
+	if _, err := ca.client(t, s1.URL, s2.URL).WhoAmI(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took < time.Second || len(asked) != 2 || len(other) != 0 {
+		t.Errorf("%d and %d calls in %s, want two of one server and a second between", len(asked), len(other), took)
+	}
+
+	limited.RetryAfter = time.Hour
+	asked = make(chan string, 8)
+	s3 := ca.serve(t, node1, failing(8, limited, newHandler(t, newFake()), asked))
+	_, err := ca.client(t, s3.URL, s2.URL).WhoAmI(t.Context())
+	if !errors.Is(err, api.ErrLimit) || len(asked) != 1 || len(other) != 0 {
+		t.Errorf("%v, after %d and %d calls", err, len(asked), len(other))
+	}
+}
+
 func TestClientGoesToTheNextServer(t *testing.T) {
 	ca := newAuthority(t)
 	s := ca.serve(t, node1, newHandler(t, newFake()))
@@ -168,8 +204,14 @@ func TestClientGoesToTheNextServer(t *testing.T) {
 		t.Fatalf("got %+v, %v", who, err)
 	}
 	c = ca.client(t, dead)
-	if _, err := c.WhoAmI(t.Context()); err == nil {
-		t.Error("a dead cluster answered")
+	if _, err := c.WhoAmI(t.Context()); err == nil || strings.Count(err.Error(), dead) != 1 {
+		t.Errorf("a dead cluster answered: %v", err)
+	}
+	// What the node that is there says is said, wherever it stands among those that are not.
+	none := api.NewProblem(api.CodeUnavailable, "no leader", "wait")
+	alone := ca.serve(t, node1, failing(1000, none, newHandler(t, newFake()), make(chan string, 1000)))
+	if _, err := ca.client(t, dead, alone.URL, dead).WhoAmI(t.Context()); !errors.Is(err, api.ErrUnavailable) {
+		t.Errorf("one of three is there: %v", err)
 	}
 }
 
@@ -215,6 +257,39 @@ func TestClientSaysWhenItsIdentityIsRefused(t *testing.T) {
 	defer c.Close()
 	if _, err := c.WhoAmI(t.Context()); !errors.Is(err, api.ErrUnauthenticated) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A node that has only begun to join knows the roots of its own files, not those
+// that the cluster has come to trust since, and refuses who is known to the others.
+func TestClientRefusedByOneNodeAsksTheOthers(t *testing.T) {
+	ca := newAuthority(t)
+	f := newFake()
+	f.feed = api.Feed{Revision: 1}
+	behind := ca.serveTo(t, newAuthority(t), node1, newHandler(t, newFake()))
+	good := ca.serve(t, "spiffe://acme.test/node/n2", newHandler(t, f))
+	c := ca.client(t, behind.URL, good.URL)
+	if _, err := c.WhoAmI(t.Context()); err != nil {
+		t.Errorf("refused by the first of two: %v", err)
+	}
+	seen := errors.New("seen")
+	c = ca.client(t, behind.URL, good.URL)
+	if err := c.WatchRevocations(t.Context(), func(api.FeedEvent) error { return seen }); !errors.Is(err, seen) {
+		t.Errorf("the feed: %v", err)
+	}
+	// Who is known waits for the node that cannot answer yet; who is not is told at once.
+	busy := ca.serve(t, node1, failing(2, api.NewProblem(api.CodeUnavailable, "no leader", ""), newHandler(t, newFake()), nil))
+	if _, err := ca.client(t, behind.URL, busy.URL).WhoAmI(t.Context()); err != nil {
+		t.Errorf("refused, and no leader at the other: %v", err)
+	}
+	began := time.Now()
+	c = ca.client(t, behind.URL, behind.URL)
+	if _, err := c.WhoAmI(t.Context()); !errors.Is(err, api.ErrUnauthenticated) || time.Since(began) > 1500*time.Millisecond {
+		t.Errorf("refused by all after %s: %v", time.Since(began), err)
+	}
+	err := c.WatchRevocations(t.Context(), func(api.FeedEvent) error { return seen })
+	if !errors.Is(err, api.ErrUnauthenticated) {
+		t.Errorf("the feed, refused by all: %v", err)
 	}
 }
 

@@ -31,6 +31,10 @@ func RouteOf(path string) string {
 		switch parts[2] {
 		case "requests", "grants", "changes", "issuers", "nodes":
 			parts[3] = "{id}"
+		case "emergency":
+			if len(parts) > 4 && parts[3] == "grants" {
+				parts[4] = "{id}"
+			}
 		}
 	}
 	return strings.Join(parts, "/")

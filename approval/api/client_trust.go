@@ -8,6 +8,12 @@ func (c *Client) InstallIssuers(ctx context.Context, in InstallInput, opts ...Ca
 	return out, err
 }
 
+// NodeIssuers are the issuers of all nodes as the answering node knows them.
+func (c *Client) NodeIssuers(ctx context.Context, opts ...CallOption) (out NodeIssuers, err error) {
+	err = c.get(ctx, "/v1/issuers", nil, &out, opts)
+	return out, err
+}
+
 // NodeRequest is the answering node's request to have its keys signed.
 func (c *Client) NodeRequest(ctx context.Context, opts ...CallOption) (out NodeRequest, err error) {
 	err = c.get(ctx, "/v1/issuers/request", nil, &out, opts)

@@ -28,6 +28,9 @@ const (
 	MaxBody = 64 << 10
 	// MaxManifest is how long that of POST /v1/cluster/manifest may be.
 	MaxManifest = 1 << 20
+	// MaxSeen is how long that of POST /v1/certificates/seen may be: a thief's
+	// certificate may be as long as a handshake takes.
+	MaxSeen = 1 << 20
 	// MaxWait is how long a read may block.
 	MaxWait = 60 * time.Second
 	// bodyTimeout is how long a body may take to arrive.
@@ -116,6 +119,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	h.mux.ServeHTTP(w, admitted)
 }
+
+// Answer has this handler's Backend answer a call that was admitted, after
+// Elsewhere found nobody else to.
+func (h *Handler) Answer(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
 
 // NewRequestID makes an id for a request.
 func NewRequestID() string {
@@ -226,7 +233,7 @@ func (h *Handler) route(w http.ResponseWriter, r *http.Request) *Problem {
 
 func acceptable(r *http.Request) *Problem {
 	if accepts(r, "application/json") || accepts(r, "application/problem+json") ||
-		r.URL.Path == pathEvents || r.URL.Path == pathRevocations || r.URL.Path == "/openapi.json" {
+		r.URL.Path == pathSnapshot && accepts(r, octets) || r.URL.Path == pathEvents || r.URL.Path == pathRevocations || r.URL.Path == "/openapi.json" {
 		return nil
 	}
 	return NewProblem(CodeNotAcceptable, "answers are application/json", "send Accept: application/json")
@@ -276,9 +283,14 @@ func (h *Handler) Refuse(w http.ResponseWriter, r *http.Request, p *Problem) {
 }
 
 // BodyLimit is how long the body of a call may be.
-func BodyLimit(r *http.Request) int64 {
-	if r.URL.Path == pathManifest {
+func BodyLimit(r *http.Request) int64 { return bodyLimit(r.URL.Path) }
+
+func bodyLimit(path string) int64 {
+	switch path {
+	case pathManifest:
 		return MaxManifest
+	case pathSeen:
+		return MaxSeen
 	}
 	return MaxBody
 }

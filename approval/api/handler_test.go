@@ -91,7 +91,7 @@ func TestOpenAPIIsCurrent(t *testing.T) {
 	for _, p := range doc.Paths {
 		operations += len(p)
 	}
-	if doc.OpenAPI != "3.1.0" || operations != 38 {
+	if doc.OpenAPI != "3.1.0" || operations != 46 {
 		t.Errorf("OpenAPI %s with %d operations", doc.OpenAPI, operations)
 	}
 	w := call(newHandler(t, newFake()), httptest.NewRequest(http.MethodGet, "/openapi.json", nil))
@@ -205,6 +205,9 @@ func TestRefusedBeforeTheBackend(t *testing.T) {
 		{"key with a blank", postJSON("/v1/requests", goodRequest, "Idempotency-Key", "a b"), 422, api.CodeInvalid, "Idempotency-Key"},
 		{"unknown query parameter", get("/v1/requests?status=pending"), 422, api.CodeInvalid, "status"},
 		{"bad limit", get("/v1/requests?limit=0"), 422, api.CodeInvalid, "limit"},
+		{"no state of a request", get("/v1/requests?state=active"), 422, api.CodeInvalid, "state"},
+		{"no state of a grant", get("/v1/grants?state=live"), 422, api.CodeInvalid, "state"},
+		{"no state of a change", get("/v1/changes?state=approved"), 422, api.CodeInvalid, "state"},
 		{"bad wait", get("/v1/requests/r1?wait=long&index=1"), 422, api.CodeInvalid, "wait"},
 		{"unknown route", get("/v1/nothing"), 404, api.CodeNotFound, "route"},
 		{"dot segments", get("/v1/grants/../requests"), 404, api.CodeNotFound, "route"},

@@ -99,7 +99,7 @@ func (r *registrar) operation(method, id, path, summary string, status int) huma
 	op := huma.Operation{
 		OperationID: id, Method: method, Path: path, Summary: summary, DefaultStatus: status,
 		Tags:         []string{strings.Split(path, "/")[2]},
-		MaxBodyBytes: MaxBody + 1, BodyReadTimeout: -1, // the body is in memory already
+		MaxBodyBytes: bodyLimit(path) + 1, BodyReadTimeout: -1, // the body is in memory already
 		Responses: map[string]*huma.Response{
 			"default": {
 				Description: "A refusal or an error",

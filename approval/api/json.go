@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"slices"
 	"unicode/utf8"
 )
 
@@ -19,54 +19,136 @@ func unmarshalStrict(data []byte, v any) error {
 	if !utf8.Valid(data) {
 		return errors.New("not valid UTF-8")
 	}
-	dec := json.NewDecoder(bytes.NewReader(data))
-	if err := checkValue(dec, 0); err != nil {
-		return err
+	if deeper(data, maxDepth) {
+		return errors.New("nested too deep")
 	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+	if !json.Valid(data) {
+		if err := json.NewDecoder(bytes.NewReader(data)).Decode(new(json.RawMessage)); err != nil {
+			return fmt.Errorf("not JSON: %w", err)
+		}
 		return errors.New("text after the JSON value")
+	}
+	r := strictReader{rest: data}
+	if err := r.value(); err != nil {
+		return err
 	}
 	return json.Unmarshal(data, v)
 }
 
-// checkValue reads one value and refuses objects that name a member twice, or
-// in letters that our members do not have.
-func checkValue(dec *json.Decoder, depth int) error {
-	if depth > maxDepth {
-		return errors.New("nested too deep")
-	}
-	tok, err := dec.Token()
-	if err != nil {
-		return fmt.Errorf("not JSON: %w", err)
-	}
-	delim, ok := tok.(json.Delim)
-	if !ok {
-		return nil
-	}
-	names := map[string]bool{}
-	for dec.More() {
-		if delim == '{' {
-			tok, err := dec.Token()
-			if err != nil {
-				return fmt.Errorf("not JSON: %w", err)
+// deeper reports whether text nests deeper than the limit, JSON or not.
+func deeper(text []byte, limit int) bool {
+	depth, quoted := 0, false
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			if depth++; depth > limit {
+				return true
 			}
-			name, _ := tok.(string)
-			if names[name] {
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return false
+}
+
+// strictReader goes through valid JSON.
+type strictReader struct{ rest []byte }
+
+// next skips to the next token and returns its first byte.
+func (r *strictReader) next() byte {
+	for r.rest[0] == ' ' || r.rest[0] == '\t' || r.rest[0] == '\r' || r.rest[0] == '\n' {
+		r.rest = r.rest[1:]
+	}
+	return r.rest[0]
+}
+
+// value reads one value and refuses objects that name a member twice, or in
+// letters that our members do not have.
+func (r *strictReader) value() error {
+	switch first := r.next(); first {
+	case '{', '[':
+		return r.members(first == '{')
+	case '"':
+		r.text()
+	default: // a number, or a word
+		end := bytes.IndexAny(r.rest, ",]} \t\r\n")
+		if end < 0 {
+			end = len(r.rest)
+		}
+		r.rest = r.rest[end:]
+	}
+	return nil
+}
+
+// members reads an object, or an array, from its bracket on.
+func (r *strictReader) members(named bool) error {
+	var few []string
+	var many map[string]bool // in place of few when there are more
+	r.rest = r.rest[1:]
+	for {
+		switch r.next() {
+		case '}', ']':
+			r.rest = r.rest[1:]
+			return nil
+		case ',':
+			r.rest = r.rest[1:]
+			r.next()
+		}
+		if named {
+			name := r.name()
+			if slices.Contains(few, name) || many[name] {
 				return fmt.Errorf("member %q is there twice", name)
 			}
 			if !plainName(name) {
 				return fmt.Errorf("unknown member %q: members are lower-case words", name)
 			}
-			names[name] = true
+			if few = append(few, name); len(few) > 16 {
+				if many == nil {
+					many = make(map[string]bool)
+				}
+				for _, name := range few {
+					many[name] = true
+				}
+				few = few[:0]
+			}
+			r.next() // the colon
+			r.rest = r.rest[1:]
 		}
-		if err := checkValue(dec, depth+1); err != nil {
+		if err := r.value(); err != nil {
 			return err
 		}
 	}
-	if _, err := dec.Token(); err != nil {
-		return fmt.Errorf("not JSON: %w", err)
+}
+
+// text reads a string and returns what is between its quotes.
+func (r *strictReader) text() []byte {
+	for i := 1; ; i++ {
+		switch r.rest[i] {
+		case '\\':
+			i++
+		case '"':
+			text := r.rest[1:i]
+			r.rest = r.rest[i+1:]
+			return text
+		}
 	}
-	return nil
+}
+
+// name reads the name of a member.
+func (r *strictReader) name() string {
+	quoted := r.rest
+	text := r.text()
+	if bytes.IndexByte(text, '\\') < 0 {
+		return string(text)
+	}
+	var name string
+	_ = json.Unmarshal(quoted[:len(text)+2], &name) // it is valid
+	return name
 }
 
 func plainName(s string) bool {

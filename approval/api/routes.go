@@ -15,8 +15,18 @@ type (
 		ID    string `path:"id" maxLength:"128"`
 		Stale bool   `query:"stale" doc:"answer from the node's own state, which may be behind"`
 	}
-	listInput struct {
-		State     string `query:"state" maxLength:"32"`
+	// A state that there is not would find nothing, and look as if there were nothing.
+	requestsInput struct {
+		State     string `query:"state" enum:"pending,approved,denied,cancelled,expired"`
+		Service   string `query:"service" maxLength:"63"`
+		Subject   string `query:"subject" maxLength:"2048"`
+		Requester string `query:"requester" maxLength:"2048"`
+		Limit     int    `query:"limit" minimum:"1" maximum:"1000" doc:"absent means 100"`
+		Cursor    string `query:"cursor" maxLength:"512" doc:"next of the page before"`
+		Stale     bool   `query:"stale" doc:"answer from the node's own state, which may be behind"`
+	}
+	grantsInput struct { // the fields of requestsInput
+		State     string `query:"state" enum:"scheduled,active,revoked,returned,expired"`
 		Service   string `query:"service" maxLength:"63"`
 		Subject   string `query:"subject" maxLength:"2048"`
 		Requester string `query:"requester" maxLength:"2048"`
@@ -25,7 +35,7 @@ type (
 		Stale     bool   `query:"stale" doc:"answer from the node's own state, which may be behind"`
 	}
 	changesInput struct {
-		State  string `query:"state" maxLength:"32"`
+		State  string `query:"state" enum:"pending,applied,denied,cancelled,expired"`
 		Limit  int    `query:"limit" minimum:"1" maximum:"1000" doc:"absent means 100"`
 		Cursor string `query:"cursor" maxLength:"512" doc:"next of the page before"`
 		Stale  bool   `query:"stale" doc:"answer from the node's own state, which may be behind"`
@@ -64,7 +74,7 @@ type (
 	}
 )
 
-func (in listInput) filter() Filter {
+func (in requestsInput) filter() Filter {
 	return Filter{
 		State: in.State, Service: in.Service, Subject: in.Subject, Requester: in.Requester,
 		Page: Page{Limit: in.Limit, Cursor: in.Cursor},
@@ -91,7 +101,9 @@ func (h *Handler) routes(r *registrar) {
 	h.directoryRoutes(r)
 	h.trustRoutes(r)
 	h.memberRoutes(r)
+	h.emergencyRoutes(r)
 	h.auditRoutes(r)
+	h.snapshotRoute(r)
 	h.streamRoutes(r)
 }
 
@@ -99,7 +111,7 @@ func (h *Handler) requestRoutes(r *registrar) {
 	b := h.backend
 	r.createRequest(b)
 	get(r, "listRequests", "/v1/requests", "Requests that the caller may see, newest first",
-		func(ctx context.Context, in *listInput) (RequestList, error) {
+		func(ctx context.Context, in *requestsInput) (RequestList, error) {
 			return b.Requests(ctx, callFrom(ctx, in.Stale), in.filter())
 		})
 	r.getRequest(b)
@@ -116,8 +128,8 @@ func (h *Handler) requestRoutes(r *registrar) {
 func (h *Handler) grantRoutes(r *registrar) {
 	b := h.backend
 	get(r, "listGrants", "/v1/grants", "Grants that the caller may see, newest first",
-		func(ctx context.Context, in *listInput) (GrantList, error) {
-			return b.Grants(ctx, callFrom(ctx, in.Stale), in.filter())
+		func(ctx context.Context, in *grantsInput) (GrantList, error) {
+			return b.Grants(ctx, callFrom(ctx, in.Stale), requestsInput(*in).filter())
 		})
 	get(r, "getGrant", "/v1/grants/{id}", "A grant and its certificates' records",
 		func(ctx context.Context, in *idInput) (Grant, error) {
@@ -142,6 +154,14 @@ func (h *Handler) grantRoutes(r *registrar) {
 	post(r, "denyIssuer", "/v1/issuers/{id}/deny", "Take an issuer's certificates out of use for good; for admins",
 		func(ctx context.Context, in *postIDInput[ReasonInput]) (Issuer, error) {
 			return b.DenyIssuer(ctx, callFrom(ctx, false), in.ID, in.Body)
+		})
+	post(r, "reportCertificates", pathSeen, "Have certificates that a proxy was shown looked up, by the answering node; for services",
+		func(ctx context.Context, in *postInput[SeenInput]) (Seen, error) {
+			return b.ReportCertificates(ctx, callFrom(ctx, false), in.Body)
+		})
+	post(r, "anchorAccess", "/v1/access/anchors", "Write down in the audit log how long a proxy's access log is, and its root; for services",
+		func(ctx context.Context, in *postInput[AnchorInput]) (Anchored, error) {
+			return b.AnchorAccess(ctx, callFrom(ctx, false), in.Body)
 		})
 }
 
@@ -195,6 +215,10 @@ func (h *Handler) trustRoutes(r *registrar) {
 		func(ctx context.Context, in *postInput[InstallInput]) (Installed, error) {
 			return b.InstallIssuers(ctx, callFrom(ctx, false), in.Body)
 		})
+	get(r, "listIssuers", "/v1/issuers", "The issuers of all nodes as the answering node knows them; for persons, services and nodes",
+		func(ctx context.Context, in *noInput) (NodeIssuers, error) {
+			return b.NodeIssuers(ctx, callFrom(ctx, in.Stale))
+		})
 	get(r, "getNodeRequest", "/v1/issuers/request", "The answering node's request to have its keys signed",
 		func(ctx context.Context, in *noInput) (NodeRequest, error) {
 			return b.NodeRequest(ctx, callFrom(ctx, in.Stale))
@@ -208,6 +232,9 @@ func (h *Handler) trustRoutes(r *registrar) {
 }
 
 const pathManifest = "/v1/cluster/manifest"
+
+// pathSeen takes longer bodies than others, too.
+const pathSeen = "/v1/certificates/seen"
 
 func (h *Handler) memberRoutes(r *registrar) {
 	b := h.backend
@@ -230,6 +257,28 @@ func (h *Handler) memberRoutes(r *registrar) {
 	post(r, "handOver", "/v1/nodes/{id}/lead", "Have this node lead; for admins",
 		func(ctx context.Context, in *postIDInput[NodeInput]) (Node, error) {
 			return b.HandOver(ctx, callFrom(ctx, false), in.ID)
+		})
+}
+
+const pathEmergency = "/v1/emergency"
+
+func (h *Handler) emergencyRoutes(r *registrar) {
+	b := h.backend
+	get(r, "listEmergencies", pathEmergency, "Emergency issuers, and what was imported of them",
+		func(ctx context.Context, in *noInput) (Emergencies, error) {
+			return b.Emergencies(ctx, callFrom(ctx, in.Stale))
+		})
+	post(r, "registerEmergencyIssuer", pathEmergency+"/issuers", "Make an emergency issuer known; for admins, and signed by a grants root in force",
+		func(ctx context.Context, in *postInput[EmergencyIssuerInput]) (Issuer, error) {
+			return b.RegisterEmergencyIssuer(ctx, callFrom(ctx, false), in.Body)
+		})
+	post(r, "importEmergencyRecord", pathEmergency+"/records", "Import a record of an emergency issuer's journal; for admins, and signed by that issuer",
+		func(ctx context.Context, in *postInput[EmergencyRecordInput]) (EmergencyJournal, error) {
+			return b.ImportEmergencyRecord(ctx, callFrom(ctx, false), in.Body)
+		})
+	post(r, "revokeEmergencyGrant", pathEmergency+"/grants/{id}/revoke", "End an emergency grant that was not imported; for admins",
+		func(ctx context.Context, in *postIDInput[ReasonInput]) (EmergencyRevocation, error) {
+			return b.RevokeEmergencyGrant(ctx, callFrom(ctx, false), in.ID, in.Body)
 		})
 }
 

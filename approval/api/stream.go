@@ -99,7 +99,7 @@ func (h *Handler) streamFeed(ctx context.Context, s *sse, call Call, feed Feed) 
 		if first || at != sent {
 			err = s.event("feed", 0, feed)
 		} else {
-			err = s.event("heartbeat", 0, Heartbeat{Revision: feed.Revision, VerifiedAt: feed.VerifiedAt})
+			err = s.event("heartbeat", 0, Heartbeat{Epoch: feed.Epoch, Revision: feed.Revision, VerifiedAt: feed.VerifiedAt, Roots: feed.Roots})
 		}
 		if err != nil {
 			return err

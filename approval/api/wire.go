@@ -1,7 +1,6 @@
 package api
 
 import (
-	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -164,6 +163,8 @@ type Grant struct {
 	CSRKey         string     `json:"csr_key,omitempty"`
 	Revoked        *Revoked   `json:"revoked,omitempty"`
 	Issuances      []Issuance `json:"issuances,omitempty" doc:"certificates minted for it, until a week after they end; only when one grant is read"`
+
+	Emergency *EmergencyOrigin `json:"emergency,omitempty" doc:"there when custodians made it while there was no cluster"`
 }
 
 // Revoked says who ended a grant or an issuer early and why.
@@ -232,8 +233,8 @@ type Block struct {
 // Issuer is a node's certificate authority for one trust domain.
 type Issuer struct {
 	ID       string    `json:"id" doc:"hex SHA-256 of its certificate"`
-	Node     string    `json:"node"`
-	Role     string    `json:"role" enum:"identity,grant"`
+	Node     string    `json:"node" doc:"whose it is; empty for an emergency issuer"`
+	Role     string    `json:"role" enum:"identity,grant,emergency"`
 	NotAfter time.Time `json:"not_after"`
 	Denied   *Revoked  `json:"denied,omitempty"`
 }
@@ -300,19 +301,20 @@ type Bundle struct {
 
 // Cluster is the control plane as one node sees it.
 type Cluster struct {
-	ID               string   `json:"id"`
-	TrustDomain      string   `json:"trust_domain"`
-	GrantTrustDomain string   `json:"grant_trust_domain"`
-	Epoch            uint64   `json:"epoch"`
-	Node             string   `json:"node" doc:"the node that answered"`
-	Leader           string   `json:"leader,omitempty"`
-	Term             uint64   `json:"term"`
-	Index            uint64   `json:"index" doc:"last applied log index"`
-	Manifest         uint64   `json:"manifest" doc:"sequence number of the newest manifest taken"`
-	Commands         int      `json:"commands" doc:"version of commands that all nodes have agreed on"`
-	Nodes            []Node   `json:"nodes"`
-	Issuers          []Issuer `json:"issuers"`
-	Blocked          []Block  `json:"blocked"`
+	ID               string     `json:"id"`
+	TrustDomain      string     `json:"trust_domain"`
+	GrantTrustDomain string     `json:"grant_trust_domain"`
+	Epoch            uint64     `json:"epoch" doc:"how often the cluster was restored, and one"`
+	EpochBegan       *time.Time `json:"epoch_began,omitempty" doc:"grants that were asked for before have ended; absent: never restored"`
+	Node             string     `json:"node" doc:"the node that answered"`
+	Leader           string     `json:"leader,omitempty"`
+	Term             uint64     `json:"term"`
+	Index            uint64     `json:"index" doc:"last applied log index"`
+	Manifest         uint64     `json:"manifest" doc:"sequence number of the newest manifest taken"`
+	Commands         int        `json:"commands" doc:"version of commands that all nodes have agreed on"`
+	Nodes            []Node     `json:"nodes"`
+	Issuers          []Issuer   `json:"issuers"`
+	Blocked          []Block    `json:"blocked"`
 }
 
 // Node is one control node.
@@ -398,67 +400,4 @@ type ChangeDecisionInput struct {
 	Decision string `json:"decision" enum:"approve,deny"`
 	Hash     string `json:"hash" minLength:"1" maxLength:"128"`
 	Comment  string `json:"comment,omitempty" maxLength:"2000"`
-}
-
-// Feed is the revocation feed: revoked grants and denied issuers that still
-// have an unexpired certificate.
-type Feed struct {
-	Epoch      uint64      `json:"epoch"`
-	Revision   uint64      `json:"revision"`
-	Grants     []FeedEntry `json:"grants"`
-	Issuers    []FeedEntry `json:"issuers"`
-	VerifiedAt time.Time   `json:"verified_at" doc:"when a quorum last confirmed that nothing newer exists, by the leader's clock"`
-}
-
-// FeedEntry is one revoked id.
-type FeedEntry struct {
-	ID    string    `json:"id"`
-	Until time.Time `json:"until" doc:"when its last certificate has expired"`
-}
-
-// Heartbeat is the data of the feed's "heartbeat" events.
-type Heartbeat struct {
-	Revision   uint64    `json:"revision"`
-	VerifiedAt time.Time `json:"verified_at"`
-}
-
-// Event is one accepted change, as told by GET /v1/events.
-type Event struct {
-	ID      uint64          `json:"id" doc:"size of the audit log with its entry: entry index + 1"`
-	Kind    string          `json:"kind"`
-	Time    time.Time       `json:"time"`
-	Actor   string          `json:"actor"`
-	Object  string          `json:"object" doc:"id of the request, grant, change, … that changed"`
-	Details json.RawMessage `json:"details,omitempty"`
-}
-
-// AuditEntries is a run of audit entries. Each entry is the exact text that is
-// hashed into the log.
-type AuditEntries struct {
-	Entries []json.RawMessage `json:"entries"`
-	Size    uint64            `json:"size" doc:"entries in the log"`
-	Next    uint64            `json:"next,omitempty" doc:"where the next run starts; absent at the end"`
-}
-
-// AuditCheckpoint is a signed statement of the log's size and root.
-type AuditCheckpoint struct {
-	Checkpoint string `json:"checkpoint" doc:"C2SP tlog-checkpoint, signed by the answering node"`
-	Origin     string `json:"origin"`
-	Size       uint64 `json:"size"`
-	Root       string `json:"root" doc:"base64"`
-}
-
-// InclusionProof proves that an entry is in the log of a size.
-type InclusionProof struct {
-	Index    uint64   `json:"index"`
-	Size     uint64   `json:"size"`
-	LeafHash string   `json:"leaf_hash" doc:"base64"`
-	Hashes   []string `json:"hashes" doc:"base64"`
-}
-
-// ConsistencyProof proves that a log only grew.
-type ConsistencyProof struct {
-	Old    uint64   `json:"old"`
-	New    uint64   `json:"new"`
-	Hashes []string `json:"hashes" doc:"base64"`
 }

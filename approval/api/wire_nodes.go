@@ -12,4 +12,6 @@ type NodeInput struct{}
 type RemoveNodeInput struct {
 	Reason  string `json:"reason" minLength:"1" maxLength:"2000"`
 	Retired bool   `json:"retired,omitempty" doc:"its keys were destroyed: what its issuers signed stays good. Otherwise they are denied"`
+
+	WithoutAuditEntries bool `json:"without_audit_entries,omitempty" doc:"also where this may be the only node that has some of the audit log's entries: they are lost with it"`
 }

@@ -1,5 +1,7 @@
 package api
 
+import "time"
+
 // InstallInput is the body of POST /v1/issuers: the successors of a node's
 // issuers and of its API certificate, signed by the roots. An empty one stays as
 // it is.
@@ -14,6 +16,26 @@ type InstallInput struct {
 type Installed struct {
 	Node    string   `json:"node"`
 	Issuers []string `json:"issuers" doc:"ids of the issuers that are new; none when the node had them all"`
+}
+
+// NodeIssuers are the issuers of all nodes, as one node knows them.
+type NodeIssuers struct {
+	Node    string       `json:"node" doc:"the node that answered"`
+	Now     time.Time    `json:"now" doc:"its clock"`
+	Members []string     `json:"members" doc:"ids of the nodes that are sent the log"`
+	Issuers []NodeIssuer `json:"issuers" doc:"those that have not ended"`
+}
+
+// NodeIssuer is one issuer with its certificate, which is public.
+type NodeIssuer struct {
+	ID          string    `json:"id" doc:"hex SHA-256 of its certificate"`
+	Node        string    `json:"node"`
+	Role        string    `json:"role" enum:"identity,grant"`
+	NotAfter    time.Time `json:"not_after"`
+	Denied      bool      `json:"denied" doc:"out of use for good, with every issuer of its key"`
+	Orphan      bool      `json:"orphan" doc:"out of use with its root; its key may be signed by another"`
+	Retired     bool      `json:"retired" doc:"its node was removed, its keys destroyed"`
+	Certificate string    `json:"certificate" doc:"PEM"`
 }
 
 // NodeRequest is a node's request to have its keys signed, for whoever holds the

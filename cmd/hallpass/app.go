@@ -93,13 +93,13 @@ func (a *app) addCommands(root *cobra.Command) {
 			root.AddCommand(c)
 		}
 	}
-	add("access", a.newStatusCommand(), a.newRequestCommand(), a.newReviewCommand(), a.newGrantCommand(),
-		a.newConnectCommand(), newCertCommand(a))
+	add("access", a.newStatusCommand(), a.newRequestCommand(), a.newReviewCommand(), a.newConsoleCommand(), a.newGrantCommand(),
+		a.newConnectCommand(), a.newExecCommand(), a.newAgentCommand(), a.newMCPCommand(), newCertCommand(a))
 	add("rules", a.newPolicyCommand(), a.newGroupCommand(), a.newPersonCommand(), a.newChangeCommand(),
 		a.newSubjectCommand(), a.newIssuerCommand(), a.newAuditCommand())
 	add("run", newDemoCommand(a), newDevCommand(a), newDemoUpstreamCommand(a),
-		a.newServerCommand(), a.newProxyCommand(), a.newConfigCommand(), a.newHealthCommand(),
-		newCACommand(a), a.newIdentityCommand(), a.newBundleCommand(), a.newClusterCommand(), a.newVersionCommand())
+		a.newServerCommand(), a.newProxyCommand(), a.newSignerCommand(), a.newConfigCommand(), a.newHealthCommand(),
+		newCACommand(a), a.newIdentityCommand(), a.newEmergencyCommand(), a.newBundleCommand(), a.newClusterCommand(), a.newSnapshotCommand(), a.newVersionCommand())
 }
 
 // strict gives each command that only holds others an error for a word that is none of them:

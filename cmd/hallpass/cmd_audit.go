@@ -1,21 +1,21 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
-	"strconv"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/hallpass/hallpass/approval/api"
 	"github.com/hallpass/hallpass/audit"
-	"github.com/hallpass/hallpass/ca"
 )
 
 // The files of an export.
@@ -29,9 +29,10 @@ const (
 func (a *app) newAuditCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "audit",
-		Short: "The log of every change: tail, export, verify",
+		Short: "The log of every change: tail, export, prove, verify, read access logs",
 	}
-	cmd.AddCommand(a.newAuditTail(), a.newAuditExport(), a.newAuditVerify())
+	cmd.AddCommand(a.newAuditTail(), a.newAuditExport(), a.newAuditCheckpoint(), a.newAuditKeys(), a.newAuditProve(), a.newAuditVerify(),
+		a.newAuditCheckAccess(), a.newAuditAccess())
 	return cmd
 }
 
@@ -111,17 +112,23 @@ func (a *app) printEntry(e audit.Entry, body []byte) error {
 		_, err := fmt.Fprintf(a.stdout, "%s\n", safeJSON(body))
 		return err
 	}
+	_, err := fmt.Fprintln(a.stdout, entryLine(e))
+	return err
+}
+
+// entryLine is an entry for people.
+func entryLine(e audit.Entry) string {
 	who := e.Actor
 	if who == "" {
 		who = "the cluster"
 	}
-	_, err := fmt.Fprintf(a.stdout, "%6d  %s  %-16s %s  %s  %s\n", e.Index, e.Time.Format("2006-01-02 15:04:05.000Z"),
+	return fmt.Sprintf("%6d  %s  %-16s %s  %s  %s", e.Index, e.Time.Format("2006-01-02 15:04:05.000Z"),
 		safeLine(e.Kind), safeLine(who), safeLine(e.Object), safeLine(string(e.Details)))
-	return err
 }
 
 func (a *app) newAuditExport() *cobra.Command {
 	var out string
+	var require int
 	cmd := &cobra.Command{
 		Use:   "export --out FOLDER",
 		Short: "Write the whole log with a signed checkpoint, for `audit verify`",
@@ -131,42 +138,75 @@ func (a *app) newAuditExport() *cobra.Command {
 				return usagef("no folder given: --out FOLDER")
 			}
 			return a.call(cmd.Context(), func(ctx context.Context, c *api.Client) error {
-				return a.export(ctx, c, out)
+				return a.export(ctx, c, out, require)
 			})
 		},
 	}
 	cmd.Flags().StringVar(&out, "out", "", "new `folder` to write")
+	cmd.Flags().IntVar(&require, "require", 0, requireUsage)
 	return cmd
 }
 
-func (a *app) export(ctx context.Context, c *api.Client, out string) error {
-	cp, err := c.AuditCheckpoint(ctx)
+// requireUsage is of the flag --require, wherever it is.
+const requireUsage = "how many `nodes` must have cosigned the log's head"
+
+// head asks for the log's signed head, again for a while when fewer nodes than required have
+// cosigned it, as when one of them is behind. The keys are those that the cluster names: who does
+// not believe it verifies afterwards.
+func (a *app) head(ctx context.Context, c *api.Client, require int) (cp api.AuditCheckpoint, cluster api.Cluster, err error) {
+	if cluster, err = c.Cluster(ctx); err != nil {
+		return cp, cluster, err
+	}
+	for deadline := a.now().Add(a.timeout); ; {
+		if cp, err = c.AuditCheckpoint(ctx); err != nil || require == 0 {
+			return cp, cluster, err
+		}
+		if err = cosigned([]byte(cp.Checkpoint), cluster, require); err == nil || !a.now().Before(deadline) {
+			return cp, cluster, err
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return cp, cluster, ctx.Err()
+		}
+	}
+}
+
+// cosigned checks that enough of the nodes that the cluster names cosigned a head.
+func cosigned(head []byte, cluster api.Cluster, require int) error {
+	verifiers, err := audit.Verifiers(auditKeys(cluster)...)
 	if err != nil {
 		return err
 	}
-	cluster, err := c.Cluster(ctx)
+	r, _, err := audit.Growth{Older: head, Newer: head, Verifiers: verifiers}.Verify()
+	if err != nil {
+		return err
+	}
+	return r.Require(require)
+}
+
+func (a *app) export(ctx context.Context, c *api.Client, out string, require int) error {
+	cp, cluster, err := a.head(ctx, c, require)
 	if err != nil {
 		return err
 	}
 	if err := os.Mkdir(out, 0o700); err != nil {
 		return err
 	}
-	file, err := os.OpenFile(folder(out).file(entriesFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	entries, err := newFile(folder(out).file(entriesFile))
 	if err != nil {
 		return err
 	}
-	var leaves bytes.Buffer
-	err = copyEntries(ctx, c, file, &leaves, cp.Size)
-	if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
+	leaves, err := newFile(folder(out).file(leavesFile))
+	if err != nil {
+		return errors.Join(err, entries.close())
+	}
+	err = copyEntries(ctx, c, entries, leaves, cp.Size)
+	if err := errors.Join(err, entries.close(), leaves.close()); err != nil {
 		return err
 	}
-	var keys strings.Builder
-	for _, n := range cluster.Nodes {
-		fmt.Fprintln(&keys, n.AuditKey)
-	}
-	err = errors.Join(folder(out).write(checkpointFile, cp.Checkpoint), folder(out).write(keysFile, keys.String()),
-		folder(out).write(leavesFile, leaves.String()))
-	if err != nil {
+	keys := strings.Join(append(auditKeys(cluster), ""), "\n")
+	if err := errors.Join(folder(out).write(checkpointFile, cp.Checkpoint), folder(out).write(keysFile, keys)); err != nil {
 		return err
 	}
 	a.next("hallpass audit verify %s --manifest manifest.json", out)
@@ -174,6 +214,20 @@ func (a *app) export(ctx context.Context, c *api.Client, out string) error {
 		w.line("%d entries in %s", cp.Size, out)
 	})
 }
+
+// exportFile is a new file of an export, which only its owner reads.
+type exportFile struct {
+	*bufio.Writer
+
+	file *os.File
+}
+
+func newFile(path string) (exportFile, error) {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	return exportFile{bufio.NewWriterSize(file, 1<<20), file}, err
+}
+
+func (f exportFile) close() error { return errors.Join(f.Flush(), f.file.Sync(), f.file.Close()) }
 
 // copyEntries writes the entries before size, one a line, byte for byte as they were hashed, and
 // to leaves their hashes.
@@ -199,140 +253,66 @@ func copyEntries(ctx context.Context, c *api.Client, w, leaves io.Writer, size u
 	return nil
 }
 
-func (a *app) newAuditVerify() *cobra.Command {
-	var keys, older []string
-	var manifest string
-	cmd := &cobra.Command{
-		Use:   "verify [FOLDER]",
-		Short: "Check an export, or the live log, with nothing but public keys",
-		Long: `Check that a log is exactly the one that a node signed: every entry in its
-place, none changed, added or left out. With a folder, that of audit export,
-nothing is asked of anybody; without one, the live log is read.
-
-The keys are those of --key or of the cluster's --manifest. Without either, the
-keys that came with the log are used: that finds damage, but not a forger who
-replaced the keys as well. --older checks that checkpoints kept from earlier are
-of this same history.`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return usagef("%s: one folder at most", cmd.CommandPath())
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, args []string) error {
-			e, err := a.evidence(cmd.Context(), args)
-			if err != nil {
-				return err
-			}
-			return a.verify(e, keys, manifest, older)
+func (a *app) newAuditCheckpoint() *cobra.Command {
+	return &cobra.Command{
+		Use:   "checkpoint",
+		Short: "Print the log's signed head, to be kept where the cluster cannot reach it",
+		Args:  exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, c *api.Client) error {
+				cp, err := c.AuditCheckpoint(ctx)
+				if err != nil {
+					return err
+				}
+				if a.output == "table" { // byte for byte: it is signed
+					_, err = io.WriteString(a.stdout, cp.Checkpoint)
+					return err
+				}
+				return a.print(cp, nil)
+			})
 		},
 	}
-	cmd.Flags().StringArrayVar(&keys, "key", nil, "verifier `key` of a node (NAME+HASH+BASE64); repeat for more")
-	cmd.Flags().StringVar(&manifest, "manifest", "", "the cluster's manifest.json, for its nodes' keys")
-	cmd.Flags().StringArrayVar(&older, "older", nil, "checkpoint `file` kept from earlier; repeat for more")
-	return cmd
 }
 
-// evidence is what a log is checked from.
-type evidence struct {
-	entries    []byte
-	leaves     []byte // may be nil
-	checkpoint []byte
-	keys       []string
+func (a *app) newAuditKeys() *cobra.Command {
+	return &cobra.Command{
+		Use:   "keys",
+		Short: "Print the nodes' public audit keys, one a line, for `audit verify --keys`",
+		Long: `Print the keys that the nodes sign checkpoints with, one a line. Compare them
+with the manifest, which the offline root has signed, before you rely on them: a
+cluster that forged its log would also give you the keys of the forger.
+
+A node cosigns with the same key. Programs that want a verifier key of its own for
+that, as C2SP tlog-cosignature has it, find it after the others; audit verify takes
+both, and needs the first alone.`,
+		Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.call(cmd.Context(), func(ctx context.Context, c *api.Client) error {
+				cluster, err := c.Cluster(ctx)
+				if err != nil {
+					return err
+				}
+				keys, cosigners := auditKeys(cluster), []string{}
+				for _, key := range keys {
+					cosigner, err := audit.CosignerKey(key)
+					if err != nil {
+						return err
+					}
+					cosigners = append(cosigners, cosigner)
+				}
+				return a.print(map[string]any{"keys": keys, "cosigner_keys": cosigners}, func(w *tabular) {
+					for _, key := range append(slices.Clip(keys), cosigners...) {
+						w.line("%s", key)
+					}
+				})
+			})
+		},
+	}
 }
 
-// evidence reads a folder of audit export, or the live log.
-func (a *app) evidence(ctx context.Context, args []string) (evidence, error) {
-	var e evidence
-	if len(args) == 1 {
-		dir := folder(args[0])
-		var err1, err2, err3, err4 error
-		var keys []byte
-		e.entries, err1 = os.ReadFile(dir.file(entriesFile))
-		e.checkpoint, err2 = os.ReadFile(dir.file(checkpointFile))
-		keys, err3 = os.ReadFile(dir.file(keysFile))
-		e.keys = strings.Fields(string(keys))
-		if e.leaves, err4 = os.ReadFile(dir.file(leavesFile)); errors.Is(err4, fs.ErrNotExist) {
-			err4 = nil
-		}
-		return e, errors.Join(err1, err2, err3, err4)
+func auditKeys(cluster api.Cluster) (keys []string) {
+	for _, n := range cluster.Nodes {
+		keys = append(keys, n.AuditKey)
 	}
-	err := a.call(ctx, func(ctx context.Context, c *api.Client) error {
-		cp, err := c.AuditCheckpoint(ctx)
-		if err != nil {
-			return err
-		}
-		cluster, err := c.Cluster(ctx)
-		if err != nil {
-			return err
-		}
-		for _, n := range cluster.Nodes {
-			e.keys = append(e.keys, n.AuditKey)
-		}
-		var entries bytes.Buffer
-		err = copyEntries(ctx, c, &entries, io.Discard, cp.Size)
-		e.entries, e.checkpoint = entries.Bytes(), []byte(cp.Checkpoint)
-		return err
-	})
-	return e, err
-}
-
-// verified is the answer of `audit verify`.
-type verified struct {
-	TrustDomain string   `json:"trust_domain"`
-	Epoch       uint64   `json:"epoch"`
-	Entries     int64    `json:"entries"`
-	Root        string   `json:"root"`
-	Signers     []string `json:"signers"`
-	Older       int      `json:"older_checkpoints"`
-}
-
-func (a *app) verify(e evidence, keys []string, manifest string, older []string) error {
-	if manifest != "" {
-		m, err := ca.LoadManifest(manifest)
-		if err != nil {
-			return err
-		}
-		for _, n := range m.Nodes {
-			keys = append(keys, n.AuditKey)
-		}
-	}
-	if len(keys) == 0 {
-		fmt.Fprintln(a.stderr, "warning: using the keys that came with the log; give --manifest or --key to be sure whose log it is")
-		keys = e.keys
-	}
-	verifiers, err := audit.Verifiers(keys...)
-	if err != nil {
-		return usagef("%w", err)
-	}
-	ev := audit.Evidence{Entries: bytes.NewReader(e.entries), Checkpoint: e.checkpoint, Verifiers: verifiers}
-	if e.leaves != nil {
-		ev.Leaves = bytes.NewReader(e.leaves)
-	}
-	for _, file := range older {
-		signed, err := os.ReadFile(file)
-		if err != nil {
-			return err
-		}
-		ev.Older = append(ev.Older, signed)
-	}
-	r, err := ev.Verify()
-	if err != nil {
-		return err
-	}
-	v := verified{r.TrustDomain, r.Epoch, r.Checkpoint.Size, r.Checkpoint.Root.String(), r.Signers, r.Older}
-	return a.print(v, func(w *tabular) {
-		w.field("log", "verified: nothing changed, added or left out")
-		w.field("of", v.TrustDomain+", epoch "+strconv.FormatUint(v.Epoch, 10))
-		w.field("entries", strconv.FormatInt(v.Entries, 10))
-		if v.Entries > 0 {
-			w.field("from", w.when(r.First))
-			w.field("to", w.when(r.Last))
-		}
-		w.field("root", v.Root)
-		w.field("signed by", strings.Join(v.Signers, "\n"))
-		if v.Older > 0 {
-			w.field("older", strconv.Itoa(v.Older)+" checkpoints are of the same history")
-		}
-	})
+	return keys
 }

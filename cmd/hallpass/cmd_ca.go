@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -15,16 +16,17 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/hallpass/hallpass/ca"
+	"github.com/hallpass/hallpass/ca/kms"
 	"github.com/hallpass/hallpass/internal/config"
-	"github.com/hallpass/hallpass/policy"
+	"github.com/hallpass/hallpass/policy/condition"
 )
 
 func newCACommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ca",
-		Short: "The offline roots of a cluster: init, sign-node",
+		Short: "The offline roots of a cluster: make them, sign nodes, go over to new ones",
 	}
-	cmd.AddCommand(newCAInit(a), newCASignNode(a))
+	cmd.AddCommand(newCAInit(a), newCASignNode(a), newCARotate(a), newCARetire(a), newCADeny(a), newCAEmergency(a))
 	return cmd
 }
 
@@ -33,6 +35,7 @@ type caInitFlags struct {
 	dir, identityTD, grantTD, seed string
 	admins                         []string
 	dev                            bool
+	keys                           rootKeyFlags
 }
 
 func newCAInit(a *app) *cobra.Command {
@@ -47,6 +50,13 @@ FOLDER/persons/NAME, that lives 30 days.
 Whoever has the folder can be anyone: keep it offline. Only sign-node and
 identity issue --root need it. An existing folder is never touched.
 
+With --kms the roots' keys are made in a KMS, which they never leave, under the
+two names given. A key that is there already is refused, unless --existing-keys
+says that both are to be taken, as where a ceremony made them. KMS are opened by
+hallpass-kms alone. A PIN comes from a file or a variable:
+
+  pkcs11:module-path=/usr/lib/x.so;token=hallpass?pin-source=/run/hallpass/pin
+
 A seed file may name more persons, groups and a first policy:
 
   persons: [{name: alice, ids: ["spiffe://acme.test/user/alice"]}]
@@ -54,9 +64,12 @@ A seed file may name more persons, groups and a first policy:
   policy: |
     version: 1
     rules: []`,
-		Example: `  hallpass ca init --dir ca --trust-domain acme.test --admin ada,grace,linus`,
-		Args:    exactArgs(),
-		RunE:    func(*cobra.Command, []string) error { return a.caInit(f) },
+		Example: `  hallpass ca init --dir ca --trust-domain acme.test --admin ada,grace,linus
+  hallpass-kms ca init --dir ca --trust-domain acme.test --admin ada,grace,linus \
+    --kms 'pkcs11:module-path=/usr/lib/x.so;token=hallpass?pin-source=/run/hallpass/pin' \
+    --identity-root-key 'pkcs11:id=01;object=identity-root' --grants-root-key 'pkcs11:id=02;object=grants-root'`,
+		Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.caInit(cmd.Context(), f) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.dir, "dir", "", "`folder` to make")
@@ -65,6 +78,7 @@ A seed file may name more persons, groups and a first policy:
 	flags.StringSliceVar(&f.admins, "admin", nil, "`name` of a first admin; at least three, repeat or separate by commas")
 	flags.StringVar(&f.seed, "seed", "", "YAML `file` with more persons, groups and the first policy")
 	flags.BoolVar(&f.dev, "dev", false, "mark the roots as development roots, which servers take on loopback only")
+	f.keys.add(cmd)
 	return cmd
 }
 
@@ -82,7 +96,7 @@ type seedFile struct {
 	Policy string `yaml:"policy"`
 }
 
-func readSeed(file string) (*ca.Seed, error) {
+func readSeed(ctx context.Context, file string) (*ca.Seed, error) {
 	if file == "" {
 		return nil, nil //nolint:nilnil // no file is no seed
 	}
@@ -95,7 +109,7 @@ func readSeed(file string) (*ca.Seed, error) {
 		return nil, err
 	}
 	if in.Policy != "" {
-		if err := checkSeedPolicy(in); err != nil {
+		if err := checkSeedPolicy(ctx, in); err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 	}
@@ -110,8 +124,8 @@ func readSeed(file string) (*ca.Seed, error) {
 }
 
 // checkSeedPolicy finds now what the cluster would refuse when it starts for the first time.
-func checkSeedPolicy(in seedFile) error {
-	p, err := policy.Parse([]byte(in.Policy))
+func checkSeedPolicy(ctx context.Context, in seedFile) error {
+	s, err := condition.Check(ctx, []byte(in.Policy))
 	if err != nil {
 		return err
 	}
@@ -119,7 +133,7 @@ func checkSeedPolicy(in seedFile) error {
 	for _, g := range in.Groups {
 		known = append(known, g.Name)
 	}
-	for _, name := range p.Groups() {
+	for _, name := range s.Policy().Groups() {
 		if !slices.Contains(known, name) {
 			return fmt.Errorf("policy: there is no group %q", name)
 		}
@@ -145,7 +159,7 @@ type madeAdmin struct {
 	NotAfter time.Time `json:"not_after"`
 }
 
-func (a *app) caInit(f caInitFlags) error {
+func (a *app) caInit(ctx context.Context, f caInitFlags) error {
 	if f.dir == "" {
 		return usagef("no folder given: --dir FOLDER")
 	}
@@ -162,9 +176,13 @@ func (a *app) caInit(f caInitFlags) error {
 	if len(f.admins) < ca.MinAdmins {
 		return usagef("%d admins: every change needs its author and two others, so name at least %d with --admin", len(f.admins), ca.MinAdmins)
 	}
-	if o.Seed, err = readSeed(f.seed); err != nil {
+	if o.Seed, err = readSeed(ctx, f.seed); err != nil {
 		return err
 	}
+	if o.Keys, err = f.keys.rootKeys(); err != nil {
+		return err
+	}
+	o.Open = kms.Open
 	if err := ca.Init(f.dir, o); err != nil {
 		return err
 	}
@@ -247,8 +265,9 @@ node-request.json of server init, one for each node, all in one call: compare
 the fingerprint shown here with the one shown there.
 
 Each node gets an issuer of identities, an issuer of grants and its API
-certificate, for 90 days. FOLDER/manifest.json is public; every node gets the
-same one. The same requests again change nothing.
+certificate, for 90 days, or for 7 where the roots are in a KMS and a signer
+renews them. FOLDER/manifest.json is public; every node gets the same one. The
+same requests again change nothing.
 
 Issuers may name hosts under --dns-domain and --ip-range only: by default the
 trust domain, localhost and loopback.
@@ -280,7 +299,7 @@ takes them with issuer install.`,
 	flags.BoolVar(&f.renew, "renew", false, "sign successors for members of the cluster; its manifest stays")
 	flags.BoolVar(&f.add, "add", false, "sign these nodes, and leave those in the manifest as they are")
 	flags.StringSliceVar(&f.drop, "drop", nil, "take the `node` out of the manifest; repeat for more")
-	flags.DurationVar(&f.life, "life", ca.IssuerLife, "how long the certificates live, at most 90 days")
+	flags.DurationVar(&f.life, "life", 0, "how long the certificates live, at most 90 days (default 90 days; 7 with roots in a KMS)")
 	return cmd
 }
 
@@ -311,7 +330,7 @@ func (a *app) signNodes(files []string, f signFlags) error {
 	if edits && (f.replace || f.renew) {
 		return usagef("--add and --drop change the manifest, --replace and --renew do something else: one of them")
 	}
-	o := ca.SignOptions{DNSDomains: f.domains, Replace: f.replace, Add: f.add, Drop: f.drop, Life: f.life, Now: a.now()}
+	o := ca.SignOptions{DNSDomains: f.domains, Replace: f.replace, Add: f.add, Drop: f.drop, Life: f.life, Open: kms.Open, Now: a.now()}
 	for _, text := range f.ranges {
 		_, ipNet, err := net.ParseCIDR(text)
 		if err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/hallpass/hallpass/ca"
+	"github.com/hallpass/hallpass/emergency"
 	"github.com/hallpass/hallpass/grant"
 )
 
@@ -44,11 +45,12 @@ It says what the file says. Whether to believe it is for whoever has the roots.`
 
 // The kinds of certificate that `cert inspect` tells apart.
 const (
-	certGrant    = "grant"
-	certIdentity = "identity"
-	certIssuer   = "issuer"
-	certRoot     = "root"
-	certOther    = "other"
+	certGrant     = "grant"
+	certIdentity  = "identity"
+	certIssuer    = "issuer"
+	certEmergency = "emergency issuer"
+	certRoot      = "root"
+	certOther     = "other"
 )
 
 // inspected is one certificate in words.
@@ -66,12 +68,14 @@ type inspected struct {
 	NotAfter    time.Time             `json:"not_after"`
 	Issuer      string                `json:"issuer"`
 	// IssuerID is the issuer's id, where its certificate is in the file and its signature holds.
-	IssuerID string   `json:"issuer_id,omitempty"`
-	Serial   string   `json:"serial"`
-	ID       string   `json:"id"`  // hex SHA-256 of the certificate
-	Key      string   `json:"key"` // hex SHA-256 of its public key
-	Usage    []string `json:"usage,omitempty"`
-	Problems []string `json:"problems,omitempty"` // why no verifier of ours would take it
+	IssuerID string `json:"issuer_id,omitempty"`
+	// Emergency is true of an emergency issuer, and of what one in the file signed.
+	Emergency bool     `json:"emergency,omitempty"`
+	Serial    string   `json:"serial"`
+	ID        string   `json:"id"`  // hex SHA-256 of the certificate
+	Key       string   `json:"key"` // hex SHA-256 of its public key
+	Usage     []string `json:"usage,omitempty"`
+	Problems  []string `json:"problems,omitempty"` // why no verifier of ours would take it
 }
 
 type inspectedPermission struct {
@@ -171,9 +175,11 @@ func inspect(cert *x509.Certificate, file []*x509.Certificate, now time.Time) in
 	for _, other := range file {
 		if cert.CheckSignatureFrom(other) == nil {
 			c.IssuerID = hexSum(other.Raw)
+			c.Emergency = emergency.Marked(other)
 		}
 	}
 	c.name(cert)
+	c.Emergency = c.Emergency || c.Kind == certEmergency
 	return c
 }
 
@@ -184,6 +190,11 @@ func (c *inspected) name(cert *x509.Certificate) {
 	switch {
 	case cert.IsCA && cert.CheckSignatureFrom(cert) == nil:
 		c.Kind = certRoot
+	case emergency.Marked(cert):
+		c.Kind = certEmergency
+		if err := emergency.CheckMark(cert); err != nil {
+			problem("%v", err)
+		}
 	case cert.IsCA:
 		c.Kind = certIssuer
 	}
@@ -222,13 +233,17 @@ func (c *inspected) name(cert *x509.Certificate) {
 
 func (c inspected) write(w *tabular) {
 	titles := map[string]string{
-		certGrant:    "grant certificate: it opens what is said here, at this service, and says nothing else of its holder",
-		certIdentity: "identity: it says who someone is, and opens nothing by itself",
-		certIssuer:   "issuer: it signs certificates",
-		certRoot:     "root: it signs issuers",
-		certOther:    "certificate of another kind",
+		certGrant:     "grant certificate: it opens what is said here, at this service, and says nothing else of its holder",
+		certIdentity:  "identity: it says who someone is, and opens nothing by itself",
+		certIssuer:    "issuer: it signs certificates",
+		certEmergency: "EMERGENCY issuer: custodians sign grants with it while there is no cluster; only services that say emergency: allow take them",
+		certRoot:      "root: it signs issuers",
+		certOther:     "certificate of another kind",
 	}
 	w.line("%s", titles[c.Kind])
+	if c.Emergency && c.Kind != certEmergency {
+		w.line("made in an EMERGENCY, by custodians, while there was no cluster: no approver has seen it")
+	}
 	w.field("who", c.Subject)
 	w.field("service", c.Service)
 	for i, p := range c.Permissions {

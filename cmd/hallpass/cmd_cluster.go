@@ -15,9 +15,9 @@ import (
 func (a *app) newClusterCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cluster",
-		Short: "The control plane and its nodes: look, add, replace, remove",
+		Short: "The control plane and its nodes: look, add, replace, remove, recover",
 		Long: `The control plane and its nodes. All but status is for admins, and is in the
-audit log.
+audit log; recover is for who has a stopped node's disk.
 
 A new node: sign its request (ca sign-node --add), adopt the manifest, start the
 node with that manifest, join, promote. One that was lost: remove. Nothing else is
@@ -27,7 +27,8 @@ restarted. A change after which no quorum could be reached is refused.`,
 		a.newClusterNode("join NODE", "Send a known node the log, without giving it a vote yet",
 			"promote it once it has caught up: hallpass cluster promote %s", (*api.Client).JoinNode),
 		a.newClusterPromote(), a.newClusterRemove(),
-		a.newClusterNode("transfer-leader NODE", "Have this node lead", "", (*api.Client).HandOver))
+		a.newClusterNode("transfer-leader NODE", "Have this node lead", "", (*api.Client).HandOver),
+		a.newClusterRecover())
 	return cmd
 }
 
@@ -139,7 +140,10 @@ issuers are on the revocation feed: nobody knows in whose hands its keys are.
 Identities that it signed stop working, so have services' issued anew.
 
 Where the node's keys were destroyed, say --retired: what its issuers signed then
-stays good until it ends.`,
+stays good until it ends.
+
+While the node that leads lacks entries of the audit log, none is removed: it may be
+the only one that has them. If it never comes back, say --without-audit-entries.`,
 		Args: exactArgs("NODE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if in.Reason == "" {
@@ -159,6 +163,7 @@ stays good until it ends.`,
 	}
 	cmd.Flags().StringVar(&in.Reason, "reason", "", "why, for the audit log")
 	cmd.Flags().BoolVar(&in.Retired, "retired", false, "its keys were destroyed: what its issuers signed stays good")
+	cmd.Flags().BoolVar(&in.WithoutAuditEntries, "without-audit-entries", false, "even if it alone has entries of the audit log: they are lost")
 	return cmd
 }
 
@@ -189,7 +194,11 @@ func clusterTable(w *tabular, cl api.Cluster) {
 	w.field("trust domain", cl.TrustDomain)
 	w.field("grants", cl.GrantTrustDomain)
 	w.field("manifest", strconv.FormatUint(cl.Manifest, 10))
-	w.field("epoch", strconv.FormatUint(cl.Epoch, 10))
+	epoch := strconv.FormatUint(cl.Epoch, 10)
+	if cl.EpochBegan != nil {
+		epoch += ", since " + cl.EpochBegan.UTC().Format(time.RFC3339) + ": what was asked for before has ended"
+	}
+	w.field("epoch", epoch)
 	w.field("leader", orNone(cl.Leader))
 	w.field("term", strconv.FormatUint(cl.Term, 10))
 	w.field("index", strconv.FormatUint(cl.Index, 10))

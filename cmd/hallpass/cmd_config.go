@@ -15,8 +15,8 @@ func (a *app) newConfigCommand() *cobra.Command {
 	var kind string
 	validate := &cobra.Command{
 		Use:   "validate FILE",
-		Short: "Check a server's or proxy's configuration file, with every mistake at once",
-		Long: `Check a server's or proxy's configuration file: every mistake at once, each with
+		Short: "Check a server's, proxy's, signer's or agent's configuration file, with every mistake at once",
+		Long: `Check a server's, proxy's, signer's or agent's configuration file: every mistake at once, each with
 its line. The environment is left out, and the files that it names are not opened.`,
 		Args: exactArgs("FILE"),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -34,7 +34,7 @@ its line. The environment is left out, and the files that it names are not opene
 			})
 		},
 	}
-	validate.Flags().StringVar(&kind, "kind", "", "server or proxy (default: by the keys it has)")
+	validate.Flags().StringVar(&kind, "kind", "", "server, proxy, signer or agent (default: by the keys it has)")
 	cmd.AddCommand(validate)
 	return cmd
 }
@@ -53,8 +53,17 @@ func validateFile(kind, file string) error {
 			return err
 		}
 		return s.Check()
+	case "signer":
+		s, err := loadSigner(file)
+		if err != nil {
+			return err
+		}
+		return s.check()
+	case "agent":
+		_, err := loadAgent(file)
+		return err
 	default:
-		return usagef("--kind %s: want server or proxy", kind)
+		return usagef("--kind %s: want server, proxy, signer or agent", kind)
 	}
 }
 
@@ -64,7 +73,7 @@ func kindOf(file string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	server, proxy := 0, 0
+	server, proxy, signer, several := 0, 0, 0, false
 	keys, err := config.TopKeys(file, text)
 	if err != nil {
 		return "", err
@@ -75,17 +84,25 @@ func kindOf(file string) (string, error) {
 			server++
 		case "service", "upstream", "hosts", "identity_bundle", "access_log", "revocation":
 			proxy++
+		case "ca_dir", "life":
+			signer++
+		case "services": // of an agent, or of a proxy, which has more to say
+			several = true
 		}
 	}
 	switch {
+	case several && server+proxy+signer == 0:
+		return "agent", nil
+	case signer > max(server, proxy):
+		return "signer", nil
 	case server > proxy:
 		return "server", nil
 	case proxy > server:
 		return "proxy", nil
 	default:
-		return "", fmt.Errorf("%s: %w: give --kind server or --kind proxy", file, errUnclear)
+		return "", fmt.Errorf("%s: %w: give --kind server, --kind proxy, --kind signer or --kind agent", file, errUnclear)
 	}
 }
 
 // errUnclear is returned when a file's keys do not say whose configuration it is.
-var errUnclear = errors.New("neither a server's nor a proxy's keys")
+var errUnclear = errors.New("neither a server's nor a proxy's nor a signer's keys")

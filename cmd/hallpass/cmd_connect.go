@@ -27,6 +27,9 @@ type connectFlags struct {
 	listen string
 	host   string
 	tcp    bool
+
+	onDemand bool
+	ask      askSettings
 }
 
 func (a *app) newConnectCommand() *cobra.Command {
@@ -40,13 +43,20 @@ grant's certificate, renewed while the grant lives. Programs need no change: the
 talk plain HTTP, or with --tcp anything, to the local address.
 
 Whoever can reach that address acts with your grant, so it is a Unix socket that
-you alone may use, unless you say otherwise: --listen 127.0.0.1:8080.`,
+you alone may use, unless you say otherwise: --listen 127.0.0.1:8080.
+
+With --on-demand every live grant of yours is used, each for the calls that it
+allows. A call that none allows asks for exactly what it needs, waits until that
+is decided, and is then sent.`,
 		Example: `  hallpass connect payments --via payments.acme.test:9443 --listen 127.0.0.1:8080
   curl http://127.0.0.1:8080/accounts/42`,
 		Args: exactArgs("SERVICE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if f.via == "" {
 				return usagef("no proxy given: --via HOST:PORT")
+			}
+			if err := f.check(); err != nil {
+				return err
 			}
 			if err := a.override(cmd, &p); err != nil {
 				return err
@@ -60,8 +70,39 @@ you alone may use, unless you say otherwise: --listen 127.0.0.1:8080.`,
 	flags.StringVar(&f.listen, "listen", "", "local `address`: unix:///PATH or 127.0.0.1:PORT (default: a socket in $XDG_RUNTIME_DIR)")
 	flags.StringVar(&f.host, "host", "", "`name` that the proxy knows the service by (default: that of --via)")
 	flags.BoolVar(&f.tcp, "tcp", false, "carry bytes instead of HTTP requests")
+	flags.BoolVar(&f.onDemand, "on-demand", false, "ask for what no grant allows when it is called for, and hold the call")
+	flags.StringVar(&f.ask.Reason, "reason", "", "why, for --on-demand")
+	flags.DurationVar(&f.ask.Duration, "for", 0, "how long, for --on-demand (default 15m)")
+	flags.DurationVar(&f.ask.Hold, "hold", 0, "how long a call is held by --on-demand (default 2m)")
+	flags.IntVar(&f.ask.MaxPending, "max-pending", 0, "undecided requests at a time, for --on-demand (default 4)")
+	flags.StringVar(&f.ask.Permission, "permission", "", "what to ask for with --tcp and --on-demand (default tcp)")
 	addSettings(cmd, &p)
 	return cmd
+}
+
+// check refuses flags that do not go together.
+func (f connectFlags) check() error {
+	switch {
+	case !f.onDemand && f.ask.set():
+		return usagef("--reason, --for, --hold, --max-pending and --permission are for --on-demand")
+	case !f.onDemand:
+		return nil
+	case f.grant != "":
+		return usagef("--on-demand uses every live grant, and --grant names one: give either")
+	case strings.TrimSpace(f.ask.Reason) == "":
+		return usagef("no reason given: --reason 'why you need it'")
+	}
+	if err := f.ask.check(f.protocol()); err != nil {
+		return usagef("%w", err)
+	}
+	return nil
+}
+
+func (f connectFlags) protocol() string {
+	if f.tcp {
+		return protocolTCP
+	}
+	return protocolHTTP
 }
 
 func (a *app) connect(ctx context.Context, service string, f connectFlags, p processSettings) (err error) {
@@ -71,8 +112,31 @@ func (a *app) connect(ctx context.Context, service string, f connectFlags, p pro
 	}
 	defer func() { err = errors.Join(err, tel.Shutdown(context.WithoutCancel(ctx))) }()
 	return a.callAs(ctx, tel.TracerProvider, func(ctx context.Context, c *api.Client) error {
+		if f.onDemand {
+			return a.carryOnDemand(ctx, c, tel, service, f)
+		}
 		return a.carry(ctx, c, tel, service, f)
 	})
+}
+
+// carryOnDemand carries it with whichever grant allows each call.
+func (a *app) carryOnDemand(ctx context.Context, c *api.Client, tel *telemetry.Telemetry, service string, f connectFlags) error {
+	k, err := a.newCarrier(ctx, c, tel)
+	if err != nil {
+		return err
+	}
+	defer k.close()
+	if f.listen == "" {
+		if f.listen, err = a.defaultSocket(service); err != nil {
+			return err
+		}
+	}
+	at, err := k.serve(carried{service: service, via: f.via, host: f.host, protocol: f.protocol(), listen: []string{f.listen}, ask: &f.ask})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(a.stderr, "carrying %s to %s; what no grant of yours allows is asked for\n", safeLine(at[0]), safeLine(f.via))
+	return k.wait(ctx)
 }
 
 // carry carries a program's traffic until ctx ends.

@@ -51,10 +51,18 @@ func (a *app) newGrantList() *cobra.Command {
 }
 
 func grantRows(w *tabular, grants []api.Grant) {
-	w.row("ID", "STATE", "SUBJECT", "SERVICE", "MAY", "UNTIL")
+	w.row("ID", "STATE", "SUBJECT", "SERVICE", "MAY", "UNTIL", "")
 	for _, g := range grants {
-		w.row(g.ID, g.State, g.Subject, g.Service, brief(g.Permissions), w.when(g.ExpiresAt))
+		w.row(g.ID, g.State, g.Subject, g.Service, brief(g.Permissions), w.when(g.ExpiresAt), emergencyNote(g))
 	}
+}
+
+// emergencyNote sets grants apart that nobody decided on here.
+func emergencyNote(g api.Grant) string {
+	if g.Emergency == nil {
+		return ""
+	}
+	return "emergency"
 }
 
 func (a *app) newGrantShow() *cobra.Command {

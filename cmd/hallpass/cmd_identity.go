@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -14,6 +14,7 @@ import (
 
 	"github.com/hallpass/hallpass/approval/api"
 	"github.com/hallpass/hallpass/ca"
+	"github.com/hallpass/hallpass/ca/kms"
 )
 
 func (a *app) newIdentityCommand() *cobra.Command {
@@ -158,20 +159,16 @@ func (a *app) signOffline(spec ca.IdentitySpec, dir folder, root string) error {
 		return err
 	}
 	spec.PublicKey = key.Public()
-	chain, err := ca.IssueOffline(root, spec)
+	chain, err := ca.IssueWithKMS(root, spec, kms.Open)
 	if err != nil {
 		return err
 	}
-	files := map[string]string{
-		ca.FolderIdentityBundle: filepath.Join(root, "identity-root.crt"),
-		ca.FolderGrantsBundle:   filepath.Join(root, "grants-root.crt"),
+	identities, grants, err := ca.OfflineRoots(root)
+	if err != nil {
+		return err
 	}
-	for name, from := range files {
-		text, err := os.ReadFile(from)
-		if err != nil {
-			return err
-		}
-		if err := dir.write(name, string(text)); err != nil {
+	for name, roots := range map[string][]*x509.Certificate{ca.FolderIdentityBundle: identities, ca.FolderGrantsBundle: grants} {
+		if err := dir.write(name, string(ca.EncodeCertificates(roots...))); err != nil {
 			return err
 		}
 	}

@@ -2,79 +2,12 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/hallpass/hallpass/approval/api"
-	"github.com/hallpass/hallpass/policy"
 )
-
-func (a *app) newPolicyCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "policy",
-		Short: "Who may ask for what and who must approve: show, validate, propose",
-	}
-	var base uint64
-	show := &cobra.Command{
-		Use:   "show",
-		Short: "Print the policy in force",
-		Args:  exactArgs(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.call(cmd.Context(), func(ctx context.Context, c *api.Client) error {
-				p, err := c.Policy(ctx)
-				if err != nil {
-					return err
-				}
-				return a.print(p, func(w *tabular) {
-					w.line("# revision %d", p.Revision)
-					for line := range strings.Lines(p.YAML) {
-						w.line("%s", strings.TrimRight(line, "\n"))
-					}
-				})
-			})
-		},
-	}
-	validate := &cobra.Command{
-		Use:   "validate FILE",
-		Short: "Check a policy file, offline; every mistake names its line and rule",
-		Args:  exactArgs("FILE"),
-		RunE: func(_ *cobra.Command, args []string) error {
-			text, err := os.ReadFile(args[0])
-			if err != nil {
-				return err
-			}
-			p, err := policy.Parse(text)
-			if err != nil {
-				return fmt.Errorf("%s: %w", args[0], err)
-			}
-			groups := p.Groups()
-			return a.print(map[string]any{"valid": true, "groups": groups}, func(w *tabular) {
-				w.line("%s is valid; it names the groups %s", args[0], strings.Join(groups, ", "))
-			})
-		},
-	}
-	propose := &cobra.Command{
-		Use:   "propose FILE",
-		Short: "Propose a policy; it is in force once two admins other than you approve",
-		Args:  exactArgs("FILE"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			text, err := os.ReadFile(args[0])
-			if err != nil {
-				return err
-			}
-			if _, err := policy.Parse(text); err != nil {
-				return fmt.Errorf("%s: %w", args[0], err)
-			}
-			return a.propose(cmd.Context(), api.ChangeSpec{Kind: api.ChangePolicySet, YAML: string(text)}, base)
-		},
-	}
-	addBase(propose, &base)
-	cmd.AddCommand(show, validate, propose)
-	return cmd
-}
 
 // addBase adds --base. Without it a change is written against what is in force right now.
 func addBase(cmd *cobra.Command, base *uint64) {

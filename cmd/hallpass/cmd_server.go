@@ -6,9 +6,13 @@ import (
 	"fmt"
 	"net"
 	"runtime/debug"
+	"runtime/metrics"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"github.com/hallpass/hallpass/ca"
@@ -69,9 +73,15 @@ func (a *app) serve(ctx context.Context, s serverSettings, p processSettings) (e
 	}
 	defer func() { err = errors.Join(err, tel.Shutdown(context.WithoutCancel(ctx))) }()
 
+	witness, err := s.Witness.control()
+	if err != nil {
+		return err
+	}
 	cfg := control.Config{
-		Node: node, Manifest: manifest, DataDir: s.DataDir, LogStore: s.LogStore, Logger: tel.Logger, Now: a.now,
+		Witness: witness,
+		Node:    node, Manifest: manifest, DataDir: s.DataDir, LogStore: s.LogStore, Logger: tel.Logger, Now: a.now,
 		Skew: s.Skew, StrictSVID: s.Strict, Retention: s.retention(),
+		Limits:  s.Limits.control(),
 		Cleanup: control.Cleanup{After: s.Cleanup.After, MinVoters: s.Cleanup.MinVoters},
 		Tracer:  tel.TracerProvider, Meter: tel.MeterProvider, Metrics: tel.MetricsHandler,
 	}
@@ -83,6 +93,15 @@ func (a *app) serve(ctx context.Context, s serverSettings, p processSettings) (e
 	if err != nil {
 		return err
 	}
+	debug.FreeOSMemory() // what it took to read the log through is not needed again
+	ctx, stop := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	group.Go(func() { giveBack(ctx, idleCheck) })
+	defer group.Wait()
+	defer stop()
+	// Its ports are open, and what it answers while it has no leader is an answer.
+	tellManager(ctx, tel.Logger, daemon.SdNotifyReady)
+	defer context.AfterFunc(ctx, func() { tellManager(ctx, tel.Logger, daemon.SdNotifyStopping) })()
 	return server.Run(ctx)
 }
 
@@ -102,6 +121,10 @@ func (s serverSettings) checkDev(dev bool) error {
 
 // bindAll opens a node's listeners, all or none.
 func (s serverSettings) bindAll(ctx context.Context, cfg *control.Config) error {
+	given, err := inherit(wanted{"api", s.Listen.API, false}, wanted{"raft", s.Listen.Raft, false}, wanted{"admin", s.Listen.Admin, true})
+	if err != nil {
+		return err
+	}
 	var opened []net.Listener
 	for _, l := range []struct {
 		key, address string
@@ -120,7 +143,10 @@ func (s serverSettings) bindAll(ctx context.Context, cfg *control.Config) error 
 		if l.to == &cfg.Admin {
 			open = proxy.ListenLocal
 		}
-		listener, err := open(ctx, l.address)
+		listener := given[l.address]
+		if listener == nil {
+			listener, err = open(ctx, l.address)
+		}
 		if err != nil {
 			err = fmt.Errorf("%s: %w", l.key, err)
 			for _, o := range opened {
@@ -138,6 +164,35 @@ func (s serverSettings) bindAll(ctx context.Context, cfg *control.Config) error 
 // megabytes, since the state is in files; at the usual factor of two a busy node collects dozens of
 // times a second, and spends a sixth of its time on it.
 const gcPercent = 400
+
+const (
+	idleCheck = 15 * time.Second
+	// idleAllocs is how many bytes a node allocates at most, from one check to the next, with nobody
+	// calling it.
+	idleAllocs = 32 << 20
+)
+
+// giveBack returns to the system what a burst of work has left of memory, once little is going on: the
+// collector would hold on to it for as long as too little is allocated for it to run.
+func giveBack(ctx context.Context, every time.Duration) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	allocated := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	before := uint64(0)
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		metrics.Read(allocated)
+		now := allocated[0].Value.Uint64()
+		if now-before < idleAllocs {
+			debug.FreeOSMemory()
+		}
+		before = now
+	}
+}
 
 // easeCollector sets it, unless whoever started the node says otherwise by GOGC.
 func (a *app) easeCollector() {

@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/hallpass/hallpass/approval/api"
-	"github.com/hallpass/hallpass/ca"
 )
 
 // status is the answer of `hallpass status`.
@@ -103,41 +101,4 @@ func orNone(s string) string {
 		return "none"
 	}
 	return s
-}
-
-func (a *app) newBundleCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "bundle", Short: "The roots of both trust domains: show"}
-	var out string
-	show := &cobra.Command{
-		Use:   "show",
-		Short: "Print the roots, or write them to a folder",
-		Args:  exactArgs(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.call(cmd.Context(), func(ctx context.Context, c *api.Client) error {
-				b, err := c.Bundle(ctx)
-				if err != nil {
-					return err
-				}
-				if out != "" {
-					if err := os.MkdirAll(out, 0o700); err != nil {
-						return err
-					}
-					err := errors.Join(folder(out).write(ca.FolderIdentityBundle, b.IdentityRoots),
-						folder(out).write(ca.FolderGrantsBundle, b.GrantRoots))
-					if err != nil {
-						return err
-					}
-				}
-				return a.print(b, func(w *tabular) {
-					w.field("identities", b.TrustDomain)
-					w.field("", b.IdentityRoots)
-					w.field("grants", b.GrantTrustDomain)
-					w.field("", b.GrantRoots)
-				})
-			})
-		},
-	}
-	show.Flags().StringVar(&out, "out", "", "write identity-bundle.pem and grants-bundle.pem to this `folder`")
-	cmd.AddCommand(show)
-	return cmd
 }

@@ -4,7 +4,7 @@
 // It is thin. Flags, configuration files, environment and signals are read here and become the
 // Configs of the packages that do the work; nothing here decides who gets in.
 //
-//	hallpass server | proxy | connect          long-running: until SIGINT or SIGTERM
+//	hallpass server | proxy | connect | mcp    long-running: until SIGINT or SIGTERM
 //	hallpass request | review | grant | …      one call to the API over mTLS, then done
 //	hallpass ca | cert | audit verify | …      offline: files in, words out
 //

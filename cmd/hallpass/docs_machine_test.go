@@ -1,4 +1,4 @@
-//go:build integration
+//go:build integration || kms
 
 package main
 
@@ -27,16 +27,17 @@ const patience = time.Minute
 // shell each, loopback where the pages have a network, and bin/hallpass as built.
 type world struct {
 	dir    string
-	blocks map[string]block // by page and name, "operations.md start"
+	blocks map[string]block        // by page and name, "operations.md start"
+	mine   func(block string) bool // says which of them this run runs, by name
 	ran    map[string]bool
 	ports  map[string]int // of n1-api, n1-raft, n1-admin, …, proxy, proxy-admin, upstream
 	names  *strings.Replacer
 	shells []*shell
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, mine func(block string) bool) *world {
 	t.Helper()
-	w := &world{dir: t.TempDir(), blocks: map[string]block{}, ran: map[string]bool{}, ports: map[string]int{}}
+	w := &world{dir: t.TempDir(), mine: mine, blocks: map[string]block{}, ran: map[string]bool{}, ports: map[string]int{}}
 	for _, b := range pageBlocks(t) {
 		if b.run != "" && b.page != "README.md" { // README's are deploy's
 			w.blocks[b.page+" "+b.run] = b
@@ -51,8 +52,11 @@ func newWorld(t *testing.T) *world {
 	w.names = strings.NewReplacer(pairs...)
 	w.port(t, "proxy-admin")
 	w.serveUpstream(t)
-	w.build(t)
+	w.build(t, "hallpass", "", "0")
 	t.Cleanup(func() {
+		if t.Failed() {
+			w.logs(t)
+		}
 		for _, s := range w.shells {
 			s.kill()
 		}
@@ -90,21 +94,58 @@ func (w *world) port(t *testing.T, name string) int {
 	return 0
 }
 
-// build makes the binary, and a program of that name which ends with the shell that started it,
+// build makes a binary, and a program of that name which ends with the shell that started it,
 // so that a test that is killed leaves no server behind.
-func (w *world) build(t *testing.T) {
+func (w *world) build(t *testing.T, name, tags, cgo string) {
 	t.Helper()
-	binary := filepath.Join(w.dir, "hallpass")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", binary, ".")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	w.write(t, "bin/hallpass", "#!/bin/sh\nexec setpriv --pdeathsig KILL -- "+binary+" \"$@\"\n")
-	if err := os.Chmod(filepath.Join(w.dir, "bin", "hallpass"), 0o755); err != nil {
+	binary := filepath.Join(w.dir, name)
+	buildHallpass(t, binary, tags, cgo)
+	w.write(t, "bin/"+name, "#!/bin/sh\nexec setpriv --pdeathsig KILL -- "+binary+" \"$@\"\n")
+	if err := os.Chmod(filepath.Join(w.dir, "bin", name), 0o755); err != nil {
 		t.Fatal(err)
 	}
 }
+
+// buildHallpass makes a binary.
+func buildHallpass(t *testing.T, file, tags, cgo string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-tags", tags, "-o", file, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+}
+
+// logs prints how the servers' logs end, and what the proxy says of itself: the folder they are in
+// goes with the test.
+func (w *world) logs(t *testing.T) {
+	t.Helper()
+	scripts, err := filepath.Glob(filepath.Join(w.dir, "*", ".typed-*"))
+	if err != nil {
+		t.Error(err)
+	}
+	for _, file := range scripts {
+		typed, err := os.ReadFile(file)
+		if err != nil || strings.HasSuffix(file, ".out") || !strings.Contains(string(typed), "& echo $!") {
+			continue // no server was started in it
+		}
+		text, err := os.ReadFile(file + ".out")
+		if err != nil {
+			t.Error(err)
+		}
+		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+		t.Logf("%s ends with:\n%s", file, strings.Join(lines[max(0, len(lines)-logLines):], "\n"))
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 5*time.Second)
+	defer cancel()
+	for _, name := range append(nodeNames(), "n4", "proxy") {
+		said, err := exec.CommandContext(ctx, "curl", "-sS", fmt.Sprintf("127.0.0.1:%d/readyz", w.ports[name+"-admin"])).CombinedOutput()
+		t.Logf("%s is ready: %v: %s", name, err, said)
+	}
+}
+
+// logLines is how much of a log is enough to see why a test failed.
+const logLines = 60
 
 // serveUpstream is the service that everything is about.
 func (w *world) serveUpstream(t *testing.T) {
@@ -171,7 +212,7 @@ func (w *world) here(text string) string { return w.names.Replace(text) }
 // unrun are the blocks that say they are run and that nothing has run.
 func (w *world) unrun() (out []string) {
 	for key, b := range w.blocks {
-		if !w.ran[key] {
+		if w.mine(b.run) && !w.ran[key] {
 			out = append(out, fmt.Sprintf("%s (%s)", b, b.run))
 		}
 	}

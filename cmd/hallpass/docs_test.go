@@ -101,19 +101,57 @@ func follow(file, link string) error {
 	return err
 }
 
-// The security page names the test of each promise, in the file that has it.
+// The security page names the test of each promise.
 func TestPageInvariants(t *testing.T) {
 	text := pages(t)["../../docs/security.md"]
 	for n := 1; n <= 13; n++ {
-		found := regexp.MustCompile(fmt.Sprintf("\\[`(TestInvariant%02d_\\w+)`\\]\\(\\.\\./([^)]+)\\)", n)).FindAllStringSubmatch(text, -1)
-		if len(found) == 0 {
+		found := false
+		for _, m := range linkedTests(text) {
+			found = found || strings.HasPrefix(m.name, fmt.Sprintf("TestInvariant%02d_", n))
+		}
+		if !found {
 			t.Errorf("invariant %d has no test on the page", n)
 		}
-		for _, m := range found {
-			code, err := os.ReadFile(filepath.Join("..", "..", m[2]))
-			if err != nil || !strings.Contains(string(code), "\nfunc "+m[1]+"(") {
-				t.Errorf("%s is not in %s: %v", m[1], m[2], err)
+	}
+}
+
+// linkedTest is a test that a page links, in a file named from the repository's root.
+type linkedTest struct{ name, file string }
+
+// missing says what is wrong when it is not there.
+func (l linkedTest) missing() error {
+	code, err := os.ReadFile(filepath.Join("..", "..", l.file))
+	if err == nil && !strings.Contains(string(code), "\nfunc "+l.name+"(") {
+		err = fmt.Errorf("%s is not in %s", l.name, l.file)
+	}
+	return err
+}
+
+// linkedTests are the tests that a page of docs/ names with the file that has them.
+func linkedTests(text string) (out []linkedTest) {
+	for _, m := range regexp.MustCompile("\\[`(Test\\w+)`\\]\\((?:\\.\\./)?([^)]+)\\)").FindAllStringSubmatch(text, -1) {
+		out = append(out, linkedTest{m[1], m[2]})
+	}
+	return out
+}
+
+// Every test that a page links is in the file that the link leads to.
+func TestPageTests(t *testing.T) {
+	n := 0
+	for page, text := range pages(t) {
+		for _, l := range linkedTests(text) {
+			n++
+			if err := l.missing(); err != nil {
+				t.Errorf("%s: %v", page, err)
 			}
+		}
+	}
+	if n < 50 {
+		t.Errorf("only %d tests are linked", n)
+	}
+	for _, l := range []linkedTest{{"TestPageTests", "cmd/hallpass/docs_run_test.go"}, {"TestPage", "cmd/hallpass/docs_test.go"}, {"TestPageTests", "nowhere_test.go"}} {
+		if l.missing() == nil {
+			t.Errorf("%v passes", l)
 		}
 	}
 }
@@ -232,6 +270,11 @@ func TestPageCommandsAreRead(t *testing.T) {
 // The operations page has every setting of a server, and its files are ones that are taken.
 func TestPageSettings(t *testing.T) {
 	text := pages(t)["../../docs/operations.md"]
+	for _, f := range config.Fields(new(signerSettings)) {
+		if !strings.Contains(text, "| `"+f.Path+"` |") {
+			t.Errorf("%s is not on the page", f.Path)
+		}
+	}
 	var settings serverSettings
 	for _, s := range []any{&settings, new(processSettings)} {
 		for _, f := range config.Fields(s) {
@@ -253,7 +296,9 @@ func TestPageSettings(t *testing.T) {
 		}
 		var err error
 		if strings.HasPrefix(block, "# seed.yaml") {
-			_, err = readSeed(file)
+			_, err = readSeed(t.Context(), file)
+		} else if strings.HasPrefix(block, "# signer.yaml") {
+			err = validateFile("signer", file)
 		} else {
 			err = validateFile("server", file)
 		}
@@ -261,7 +306,31 @@ func TestPageSettings(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if len(blocks) != 2 {
+	if len(blocks) != 3 {
 		t.Errorf("%d files on the page", len(blocks))
+	}
+}
+
+// The comparison says of Hallpass what a test shows, and of others what a page of theirs says.
+func TestPageCompare(t *testing.T) {
+	ours, theirs := 0, 0
+	for line := range strings.Lines(pages(t)["../../docs/compare.md"]) {
+		who, says, ok := strings.Cut(strings.TrimPrefix(line, "| "), " | ")
+		switch {
+		case !ok || !strings.HasPrefix(line, "| "):
+		case strings.HasPrefix(who, "**Hallpass**"):
+			ours++
+			if len(linkedTests(says)) == 0 {
+				t.Errorf("no test shows %q", line)
+			}
+		case who != "product":
+			theirs++
+			if !strings.Contains(line, "](https://") && !strings.Contains(says, "ot documented") {
+				t.Errorf("no page shows %q", line)
+			}
+		}
+	}
+	if ours < 10 || theirs < 40 {
+		t.Errorf("%d lines of ours and %d of theirs", ours, theirs)
 	}
 }

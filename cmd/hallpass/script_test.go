@@ -60,7 +60,7 @@ func TestShippedConfigurations(t *testing.T) {
 	if err := s.check(); err != nil {
 		t.Error(err)
 	}
-	if _, err := readSeed(filepath.Join(compose, "seed.yaml")); err != nil {
+	if _, err := readSeed(t.Context(), filepath.Join(compose, "seed.yaml")); err != nil {
 		t.Error(err)
 	}
 }

@@ -33,6 +33,8 @@ type serverSettings struct {
 	Retention int           `yaml:"retention_days" doc:"days that requests, decisions and grants are kept after they ended (default 400, at least 60); the audit log is kept for ever"`
 	Dev       bool          `yaml:"dev" doc:"accept development roots, on loopback only"`
 	Cleanup   cleanup       `yaml:"cleanup"`
+	Witness   witnesses     `yaml:"witness"`
+	Limits    limits        `yaml:"limits"`
 }
 
 // cleanup is when members are removed that nobody hears any more.
@@ -109,7 +111,11 @@ func loadServer(file string) (serverSettings, error) {
 	if err := config.Load(file, &s); err != nil {
 		return s, err
 	}
-	for _, p := range []*string{&s.DataDir, &s.KeysDir, &s.Manifest} {
+	paths := []*string{&s.DataDir, &s.KeysDir, &s.Manifest, &s.Witness.SecretFile}
+	for i := range s.Witness.Files {
+		paths = append(paths, &s.Witness.Files[i]) // an empty one stays what it is, and is refused
+	}
+	for _, p := range paths {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(filepath.Dir(file), *p)
 		}
@@ -140,6 +146,7 @@ func (s serverSettings) check() error {
 	if err := control.CheckRetention(s.retention()); err != nil {
 		errs = append(errs, fmt.Errorf("%w: retention_days: %w", config.ErrConfig, err))
 	}
+	errs = append(errs, s.Witness.check())
 	if s.Listen.Admin != "" && !localAddress(s.Listen.Admin) {
 		errs = append(errs, fmt.Errorf("%w: listen.admin: %s is not loopback: health and metrics have no authentication", config.ErrConfig, s.Listen.Admin))
 	}

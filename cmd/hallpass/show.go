@@ -74,6 +74,10 @@ func grantFields(w *tabular, g api.Grant) {
 	w.field("from", w.when(g.NotBefore))
 	w.field("until", w.when(g.ExpiresAt))
 	w.field("name", g.SPIFFEID)
+	if e := g.Emergency; e != nil {
+		w.field("EMERGENCY", fmt.Sprintf("made offline by %s, record %d of issuer %s", strings.Join(e.Custodians, " and "), e.N, e.Issuer),
+			"because: "+e.Reason, fmt.Sprintf("imported %s by %s", w.when(e.ImportedAt), e.ImportedBy))
+	}
 	if g.Revoked != nil {
 		w.field("revoked", fmt.Sprintf("%s by %s: %s", w.when(g.Revoked.At), g.Revoked.By, g.Revoked.Reason))
 	}

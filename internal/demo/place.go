@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -8,6 +9,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/hallpass/hallpass/internal/loopback"
 )
 
 // The people of the demo. Alice is an engineer who owns payments too, so that
@@ -58,21 +61,23 @@ type place struct {
 	dir      string
 	binary   string
 	logStore string            // of the nodes; empty: their default
+	unpaced  bool              // see Options
 	api      map[string]string // node → host:port
 	raft     map[string]string
 	admin    map[string]string
 	proxy    string
 	watch    string // the proxy's admin address
 	upstream string
+	kept     []*loopback.Reservation // of all these addresses: a killed node comes back on its own
 }
 
 // newPlace picks free loopback ports and writes the configuration files.
-func newPlace(dir, binary, logStore string) (*place, error) {
+func newPlace(dir, binary string, o Options) (*place, error) {
 	p := &place{
-		dir: dir, binary: binary, logStore: logStore,
+		dir: dir, binary: binary, logStore: o.LogStore, unpaced: o.Unpaced,
 		api: make(map[string]string), raft: make(map[string]string), admin: make(map[string]string),
 	}
-	ports, err := freeAddresses(3*len(nodes) + 3)
+	ports, err := p.keep(3*len(nodes)+3, o.Again...)
 	if err != nil {
 		return nil, err
 	}
@@ -81,12 +86,19 @@ func newPlace(dir, binary, logStore string) (*place, error) {
 		p.api[n], p.raft[n], p.admin[n] = next(), next(), next()
 	}
 	p.proxy, p.watch, p.upstream = next(), next(), next()
-	files := map[string]string{"seed.yaml": seedText, "proxy.yaml": p.proxyConfig()}
+	files := map[string]string{"seed.yaml": cmp.Or(o.Seed, seedText), "proxy.yaml": p.proxyConfig()}
 	for _, n := range nodes {
 		files[n+".yaml"] = p.serverConfig(n)
 	}
 	for name, text := range files {
 		if err := os.WriteFile(p.path(name), []byte(text), 0o600); err != nil {
+			p.release()
+			return nil, err
+		}
+	}
+	if o.Again != nil {
+		if err := p.linkAdmins(); err != nil {
+			p.release()
 			return nil, err
 		}
 	}
@@ -117,14 +129,18 @@ func (p *place) serverConfig(node string) string {
 	if p.logStore != "" {
 		logStore = "log_store: " + p.logStore + "\n"
 	}
+	limits := ""
+	if p.unpaced {
+		limits = "limits: {reads_per_second: 1000000, writes_per_second: 1000000, writes_per_caller: 1000000, writes: 1000000}\n"
+	}
 	return fmt.Sprintf(`node: %s
 data_dir: %s
 keys_dir: %s
 manifest: %s
 listen: {api: %q, raft: %q, admin: %q}
 dev: true
-%s`, node, p.path(node, "data"), p.path(node, "keys"), p.path("offline", "manifest.json"),
-		p.api[node], p.raft[node], p.admin[node], logStore)
+%s%s`, node, p.path(node, "data"), p.path(node, "keys"), p.path("offline", "manifest.json"),
+		p.api[node], p.raft[node], p.admin[node], logStore, limits)
 }
 
 func (p *place) proxyConfig() string {
@@ -185,6 +201,11 @@ func (p *place) found(ctx context.Context) error {
 			return err
 		}
 	}
+	return p.linkAdmins()
+}
+
+// linkAdmins has the admins' identities, which ca init made, beside the others'.
+func (p *place) linkAdmins() error {
 	for _, name := range admins {
 		if err := os.Symlink(p.path("offline", "persons", name), p.Identity(name)); err != nil {
 			return err
@@ -193,17 +214,32 @@ func (p *place) found(ctx context.Context) error {
 	return nil
 }
 
-// freeAddresses returns n loopback addresses that were free a moment ago, all
-// different.
-func freeAddresses(n int) ([]string, error) {
+// keep takes n loopback addresses that nobody else gets before release: any, or
+// those that are named.
+func (p *place) keep(n int, again ...string) ([]string, error) {
 	var addresses []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
+	for i := range n {
+		var kept *loopback.Reservation
+		var err error
+		if i < len(again) {
+			kept, err = loopback.Again(again[i])
+		} else {
+			kept, err = loopback.Reserve()
+		}
 		if err != nil {
+			p.release()
 			return nil, err
 		}
-		defer func() { _ = l.Close() }() // all are held until the last is chosen
-		addresses = append(addresses, l.Addr().String())
+		p.kept = append(p.kept, kept)
+		addresses = append(addresses, kept.Address())
 	}
 	return addresses, nil
+}
+
+// release gives the addresses back.
+func (p *place) release() {
+	for _, kept := range p.kept {
+		_ = kept.Release() // the end of the process does it too
+	}
+	p.kept = nil
 }

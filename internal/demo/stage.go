@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -15,7 +17,16 @@ type Options struct {
 	Out    io.Writer
 	// LogStore is the nodes' log_store; empty: their default.
 	LogStore string
-	Dir      string // where to put everything; empty: a temporary folder, removed at the end
+	// Unpaced lets each identity call as fast as it can, for benchmarks in which
+	// one stands for many.
+	Unpaced bool
+	// Seed is who is who, and the first policy, as `ca init --seed` reads it; empty:
+	// the demo's people.
+	Seed string
+	Dir  string // where to put everything; empty: a temporary folder, removed at the end
+	// Again is what Addresses gave of an earlier stage, with a copy of whose folder,
+	// Dir, this one goes on.
+	Again []string
 }
 
 // Stage is a cluster with its people, a proxy and an upstream, each part a
@@ -26,6 +37,7 @@ type Stage struct {
 	nodes    map[string]*process
 	proxy    *process
 	upstream *process
+	founded  bool
 	passed   int
 	failed   int
 	cleanup  func()
@@ -38,27 +50,46 @@ func NewStage(o Options) (*Stage, error) {
 		return nil, err
 	}
 	dir, cleanup := o.Dir, func() {}
-	if dir == "" {
+	switch {
+	case o.Again != nil:
+	case dir == "":
 		if dir, err = os.MkdirTemp("", "hallpass-demo-"); err != nil {
 			return nil, err
 		}
 		cleanup = func() { _ = os.RemoveAll(dir) } // scratch
-	} else if err = os.Mkdir(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("the folder must not exist yet, nothing in it would be safe: %w", err)
+	default:
+		if dir, err = filepath.Abs(dir); err != nil { // for the same reason
+			return nil, err
+		}
+		if err = os.Mkdir(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("the folder must not exist yet, nothing in it would be safe: %w", err)
+		}
 	}
-	p, err := newPlace(dir, binary, o.LogStore)
+	p, err := newPlace(dir, binary, o)
 	if err != nil {
 		cleanup()
 		return nil, err
 	}
-	return &Stage{place: p, out: o.Out, nodes: make(map[string]*process), cleanup: cleanup}, nil
+	return &Stage{place: p, out: o.Out, nodes: make(map[string]*process), founded: o.Again != nil, cleanup: cleanup}, nil
+}
+
+// Found makes the roots, the keys of the nodes and of the people, and the
+// manifest, unless it has. StartControl does it by itself; between the two, the
+// nodes' data can be put where they will look for it.
+func (s *Stage) Found(ctx context.Context) error {
+	if s.founded {
+		return nil
+	}
+	err := s.found(ctx)
+	s.founded = err == nil
+	return err
 }
 
 // StartControl brings up the control nodes alone.
 func (s *Stage) StartControl(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 45*time.Second)
 	defer cancel()
-	if err := s.found(ctx); err != nil {
+	if err := s.Found(ctx); err != nil {
 		return err
 	}
 	return s.StartNodes(ctx, nodes[:]...)
@@ -123,11 +154,16 @@ func (s *Stage) KillNode(name string) { s.nodes[name].kill() }
 // Close ends every part, the proxy first so that it drains, and removes what
 // NewStage made.
 func (s *Stage) Close() {
-	for _, pr := range []*process{s.proxy, s.upstream, s.nodes["n1"], s.nodes["n2"], s.nodes["n3"]} {
+	parts := []*process{s.proxy, s.upstream}
+	for _, name := range slices.Sorted(maps.Keys(s.nodes)) {
+		parts = append(parts, s.nodes[name])
+	}
+	for _, pr := range parts {
 		if pr != nil {
 			pr.stop()
 		}
 	}
+	s.release()
 	s.cleanup()
 }
 

@@ -1,10 +1,13 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -73,6 +76,12 @@ func (l nodeLog) Handle(_ context.Context, r slog.Record) error {
 		l.h.counts.elections.Add(1)
 	case r.Message == "raft: Installed remote snapshot":
 		l.h.counts.installs.Add(1)
+	case r.Message == "raft: failed to get log":
+		// A leader that has compacted what a peer asks for says so and sends a snapshot. Who misses what it has to apply
+		// panics next, and nobody would be left to tell.
+		if bytes.Contains(debug.Stack(), []byte(".processLogs(")) {
+			defer l.h.write(os.Stderr)
+		}
 	case r.Level >= slog.LevelError:
 	default:
 		return nil

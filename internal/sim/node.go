@@ -89,10 +89,12 @@ func (n *node) start() error {
 		Node: keys, Manifest: r.world.manifest, DataDir: n.dir, Now: n.now,
 		API: r.net.listen(n.id, apiAddress(n.id)), Raft: r.net.listen(n.id, address("unused "+n.id)),
 		Logger: slog.New(nodeLog{r.history, n.id}), Timing: r.timing,
+		// A few identities stand for many callers.
+		Limits: control.Limits{ReadsPerSecond: 1e6, WritesPerSecond: 1e6, WritesPerCaller: 1e6, Writes: 1e6},
 		OpenConfig: func(c *raftstore.Config) {
 			c.Transport, c.LogStore = r.net.join(n.id), n.disk.open()
 			c.Streams = streams{r.net.listen(n.id, peerAddress(n.id)), n.id}
-			c.SnapshotThreshold, c.TrailingLogs, c.Join = snapshotThreshold, trailingLogs, n.joins
+			c.SnapshotThreshold, c.TrailingLogs, c.StateCheck, c.Join = snapshotThreshold, trailingLogs, stateCheck, n.joins
 		},
 	})
 	if err != nil {

@@ -167,14 +167,13 @@ func (p *person) audit(ctx context.Context, c choice) {
 
 // feedSeen is the revocation feed as a node told it.
 type feedSeen struct {
-	who             string
-	began, verified time.Time
-	grants          map[string]bool
+	who            string
+	verified, told time.Time
+	grants         map[string]bool
 }
 
 // feed reads the revocation feed of whatever node answers.
 func (p *person) feed(ctx context.Context, c choice) {
-	began := time.Now()
 	var f api.Feed
 	o := p.do(ctx, c, func(ctx context.Context, _ ...api.CallOption) (err error) {
 		f, err = p.client.Revocations(ctx)
@@ -183,14 +182,14 @@ func (p *person) feed(ctx context.Context, c choice) {
 	if o.none || o.code != "" {
 		return
 	}
-	seen := feedSeen{who: p.name, began: began, verified: f.VerifiedAt, grants: map[string]bool{}}
+	seen := feedSeen{who: p.name, verified: f.VerifiedAt, told: time.Now(), grants: map[string]bool{}}
 	for _, e := range f.Grants {
 		seen.grants[e.ID] = true
 	}
 	p.run.history.note(p.name, "feed: %d grants as of %s", len(f.Grants), f.VerifiedAt.Format("15:04:05.000"))
-	if now := time.Now(); f.VerifiedAt.After(now.Add(slack)) {
+	if f.VerifiedAt.After(seen.told.Add(slack)) {
 		// Whoever trusts a list for so long as it is fresh would trust this one for as much too long.
-		p.run.history.violation(p.name, "the feed was confirmed %v from now", f.VerifiedAt.Sub(now))
+		p.run.history.violation(p.name, "the feed was confirmed %v from now", f.VerifiedAt.Sub(seen.told))
 	}
 	b := p.run.book
 	b.mu.Lock()

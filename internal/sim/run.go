@@ -17,6 +17,7 @@ const (
 	// Small, so that a node that was away for a minute is sent a snapshot.
 	snapshotThreshold = 64
 	trailingLogs      = 32
+	stateCheck        = 32
 
 	// usualError is how far a node's clock is off at most when nothing is wrong with it, and slack how far apart what two
 	// right nodes say of the time may be: what they tolerate of each other, and some.

@@ -1,0 +1,152 @@
+package console
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/hallpass/hallpass/approval/api"
+)
+
+// people says who is behind which SPIFFE ID, as the directory has it now.
+type people struct {
+	all  []api.Person
+	byID map[string]string
+}
+
+func newPeople(p api.Persons) people {
+	out := people{all: p.Persons, byID: make(map[string]string)}
+	for _, one := range p.Persons {
+		for _, id := range one.IDs {
+			out.byID[id] = one.Name
+		}
+	}
+	return out
+}
+
+// owners are the persons who answer for a SPIFFE ID.
+func (p people) owners(id string) (names []string) {
+	for _, one := range p.all {
+		if slices.ContainsFunc(one.Owns, func(pattern string) bool { return covers(pattern, id) }) {
+			names = append(names, one.Name)
+		}
+	}
+	return names
+}
+
+// covers reports whether a pattern, ending in /* for one segment or /** for one
+// or more, or an ID, is about id.
+func covers(pattern, id string) bool {
+	if prefix, ok := strings.CutSuffix(pattern, "**"); ok {
+		rest, found := strings.CutPrefix(id, prefix)
+		return found && rest != ""
+	}
+	if prefix, ok := strings.CutSuffix(pattern, "*"); ok {
+		rest, found := strings.CutPrefix(id, prefix)
+		return found && rest != "" && !strings.Contains(rest, "/")
+	}
+	return pattern == id
+}
+
+// stakes says who has a part in a request, and which: their vote never counts.
+func (p people) stakes(r api.Request) map[string]string {
+	out := make(map[string]string)
+	add := func(part string, names ...string) {
+		for _, name := range names {
+			if name != "" && out[name] == "" {
+				out[name] = part
+			}
+		}
+	}
+	add("asked for it", r.RequesterPerson, p.byID[r.Requester])
+	add("would get the access", p.byID[r.Subject])
+	add("answer for who would get the access", p.owners(r.Subject)...)
+	add("answer for who asked", p.owners(r.Requester)...)
+	return out
+}
+
+// standing says whether one may decide on a request, as far as can be told from
+// outside; the cluster decides.
+type standing struct {
+	May     bool
+	MayDeny bool   // also when one has approved
+	Mine    bool   // one asked for it, or would get it
+	Why     string // one may not
+}
+
+func (p people) standing(me api.WhoAmI, r api.Request) standing {
+	stakes := p.stakes(r)
+	s := standing{Mine: r.Requester == me.ID || r.Subject == me.ID ||
+		me.Person != "" && (stakes[me.Person] == "asked for it" || stakes[me.Person] == "would get the access")}
+	switch part := stakes[me.Person]; {
+	case r.State != api.RequestPending:
+		s.Why = "It is " + r.State + ": there is nothing left to decide."
+	case me.Person == "":
+		s.Why = "Your identity belongs to no person, and only persons decide."
+	case part != "":
+		s.Why = "You " + part + ". Who has a part in a request never decides on it."
+	case !inAny(me.Groups, r.Require):
+		s.Why = "You are in none of the groups that must approve: " + groupNames(r.Require) + "."
+	case approvedBy(r, me.Person) != nil:
+		s.MayDeny, s.Why = true, "You have approved it already. It waits for others."
+	default:
+		s.May, s.MayDeny = true, true
+	}
+	return s
+}
+
+func inAny(groups []string, require []api.Requirement) bool {
+	return slices.ContainsFunc(require, func(q api.Requirement) bool { return slices.Contains(groups, q.Group) })
+}
+
+func groupNames(require []api.Requirement) string {
+	names := make([]string, 0, len(require))
+	for _, q := range require {
+		names = append(names, q.Group)
+	}
+	return strings.Join(names, ", ")
+}
+
+// approvedBy is the person's approval that still counts, nil for none.
+func approvedBy(r api.Request, person string) *api.Decision {
+	for i, d := range r.Decisions {
+		if d.Person == person && d.Decision == "approve" && !d.Void {
+			return &r.Decisions[i]
+		}
+	}
+	return nil
+}
+
+// maxNamed is how many persons are named of a group.
+const maxNamed = 8
+
+// need is what a group still has to do.
+type need struct {
+	Group                     string
+	Given, Approvals, Missing int
+	Could                     string // who could do it
+}
+
+// needs says what is still missing of a request, and who could give it.
+func (p people) needs(r api.Request) []need {
+	stakes := p.stakes(r)
+	out := make([]need, 0, len(r.Require))
+	for _, q := range r.Require {
+		n := need{Group: q.Group, Given: q.Given, Approvals: q.Approvals, Missing: max(q.Approvals-q.Given, 0)}
+		var names []string
+		for _, one := range p.all {
+			if slices.Contains(one.Groups, q.Group) && stakes[one.Name] == "" && approvedBy(r, one.Name) == nil {
+				names = append(names, one.Name)
+			}
+		}
+		slices.Sort(names)
+		n.Could = "nobody who could is left: ask an admin to see to the group"
+		if more := len(names) - maxNamed; more > 0 {
+			n.Could = fmt.Sprintf("%s and %d more", strings.Join(names[:maxNamed], ", "), more)
+		} else if len(names) > 0 {
+			n.Could = strings.Join(names, ", ")
+		}
+		out = append(out, n)
+	}
+	return out
+}
