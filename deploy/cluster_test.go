@@ -10,14 +10,14 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
-
-// nodes are the control nodes, by the name of their service.
-func nodes() []string { return []string{"n1", "n2", "n3"} }
 
 // cluster is the example cluster under a project name, ports and a folder of its own, so that it
 // stands beside whatever `make up` has started.
@@ -26,6 +26,9 @@ type cluster struct {
 	dir     string // where a person would type: bin and .hallpass are in it
 	people  string // the people's identities, apart from the folder that `make up` writes anew
 	ports   map[string]int
+	members []string // the control nodes, by the name of their service
+	script  string   // deploy/compose.sh, from wherever
+	more    string   // a compose file beside docker-compose.yml; "" if there is none
 }
 
 // newCluster chooses the names; nothing is started yet. What it started is gone after the test,
@@ -34,13 +37,16 @@ func newCluster(t *testing.T) *cluster {
 	t.Helper()
 	c := &cluster{
 		project: fmt.Sprintf("hallpasstest%d", os.Getpid()), dir: t.TempDir(), people: filepath.Join(t.TempDir(), "people"),
-		ports: map[string]int{"n1": 0, "n2": 0, "n3": 0, "proxy": 0},
+		ports: map[string]int{"n1": 0, "n2": 0, "n3": 0, "n4": 0, "proxy": 0}, members: []string{"n1", "n2", "n3"},
 	}
 	for name := range c.ports {
 		c.ports[name] = freePort(t, c.ports)
 	}
 	bin, err := filepath.Abs("../bin")
 	if err != nil {
+		t.Fatal(err)
+	}
+	if c.script, err = filepath.Abs("compose.sh"); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Symlink(bin, filepath.Join(c.dir, "bin")); err != nil {
@@ -50,12 +56,37 @@ func newCluster(t *testing.T) *cluster {
 	if out, err := c.run(t, time.Minute, "..", "docker", "version", "--format", "{{.Server.Version}}"); err != nil {
 		t.Fatalf("no docker engine answers: %v\n%s", err, out)
 	}
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, os.Interrupt, syscall.SIGTERM)
 	t.Cleanup(func() {
-		if out, err := c.run(t, 2*time.Minute, "..", "make", "destroy"); err != nil {
-			t.Errorf("make destroy: %v\n%s", err, out)
-		}
+		signal.Stop(told)
+		close(told)
+		c.sweep(t)
 	})
+	go func() { // ends with the test, or ends it
+		if _, ok := <-told; ok {
+			c.sweep(t)
+			os.Exit(1)
+		}
+	}()
 	return c
+}
+
+// sweep removes whatever is there.
+func (c *cluster) sweep(t *testing.T) {
+	t.Helper()
+	left, err := c.run(t, bearable, "..", "docker", "ps", "-a", "-q", "--filter", "label="+c.label())
+	if err != nil {
+		t.Errorf("docker ps: %v\n%s", err, left)
+	}
+	for id := range strings.FieldsSeq(left) { // a test that failed left a command at work
+		if out, err := c.run(t, bearable, "..", "docker", "rm", "--force", id); err != nil {
+			t.Errorf("docker rm: %v\n%s", err, out)
+		}
+	}
+	if out, err := c.run(t, 2*time.Minute, "..", "make", "destroy"); err != nil {
+		t.Errorf("make destroy: %v\n%s", err, out)
+	}
 }
 
 // freePort finds a port that nobody listens on, below those that outgoing connections take: a
@@ -91,9 +122,12 @@ func (c *cluster) run(t *testing.T, limit time.Duration, dir, name string, args 
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "COMPOSE_PROJECT_NAME="+c.project, "HALLPASS_FOLDER="+c.folder())
+	cmd.Env = append(os.Environ(), "COMPOSE_PROJECT_NAME="+c.project, "HALLPASS_FOLDER="+c.folder(), "COMPOSE_SH="+c.script)
 	for service, port := range c.ports {
 		cmd.Env = append(cmd.Env, fmt.Sprintf("COMPOSE_PORT_%s=%d", strings.ToUpper(service), port))
+	}
+	if c.more != "" {
+		cmd.Env = append(cmd.Env, "COMPOSE_FILE=docker-compose.yml:"+c.more)
 	}
 	// A child that keeps the pipe open after the deadline must not hold the test up.
 	cmd.WaitDelay = 5 * time.Second
@@ -118,7 +152,7 @@ func (c *cluster) must(t *testing.T, limit time.Duration, name string, args ...s
 // command that fails ends it.
 func (c *cluster) typed(t *testing.T, text string) string {
 	t.Helper()
-	out, err := c.run(t, time.Minute, c.dir, "bash", "-euo", "pipefail", "-c", text)
+	out, err := c.run(t, patience, c.dir, "bash", "-euo", "pipefail", "-c", text)
 	if err != nil {
 		t.Fatalf("%v\n--- typed:\n%s\n--- printed:\n%s", err, text, out)
 	}
@@ -177,6 +211,8 @@ func (c *cluster) logsOnFailure(t *testing.T) {
 	}
 	out, err := c.run(t, time.Minute, "..", "deploy/compose.sh", "run", "ps", "-a")
 	t.Logf("containers (%v):\n%s", err, out)
-	out, err = c.run(t, time.Minute, "..", "deploy/compose.sh", "run", "logs", "--no-color", "--tail", "80")
-	t.Logf("logs (%v):\n%s", err, out)
+	out, err = c.run(t, time.Minute, "..", "deploy/compose.sh", "run", "logs", "--no-color")
+	lines := strings.Split(out, "\n")
+	lines = slices.DeleteFunc(lines, func(l string) bool { return strings.Contains(l, " msg=call ") }) // nearly all
+	t.Logf("logs (%v):\n%s", err, strings.Join(lines[max(0, len(lines)-2000):], "\n"))
 }

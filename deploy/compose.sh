@@ -18,12 +18,18 @@ else echo "compose: neither docker compose nor docker-compose is here: make deps
 
 port() { local name=COMPOSE_PORT_$1; echo "${!name:-$2}"; }
 
+# container SERVICE: its id, "" if there is none. It asks the engine: each question to compose takes a second.
+container() {
+  docker ps -a -q --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME" --filter "label=com.docker.compose.service=$1" \
+    --filter label=com.docker.compose.oneoff=False
+}
+
 # wait_healthy: until every service with a health check is healthy, or two minutes are over.
 wait_healthy() {
   local service id state deadline=$((SECONDS + 120))
   for service in n1 n2 n3 upstream proxy; do
     while :; do
-      id=$("${compose[@]}" ps -q "$service")
+      id=$(container "$service")
       state=$([ -n "$id" ] && docker inspect -f '{{.State.Health.Status}}' "$id" || echo missing)
       [ "$state" = healthy ] && break
       if [ $SECONDS -ge $deadline ]; then
@@ -40,8 +46,7 @@ wait_healthy() {
 # volume, readable by you alone.
 copy_identities() {
   local init
-  init=$("${compose[@]}" ps -a -q init 2>/dev/null || true)
-  [ -n "$init" ] || init=$("${compose[@]}" ps -q init)
+  init=$(container init)
   [ -n "$init" ] || { echo "compose: the cluster was never started: make up" >&2; exit 1; }
   mkdir -p -m 0700 "$identities"
   docker cp "$init:/ca/offline/persons/." "$identities"

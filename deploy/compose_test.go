@@ -3,12 +3,13 @@
 package deploy
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hallpass/hallpass/internal/ledger"
 )
 
 // TestCompose drives the real containers. Its steps build on each other: the first that fails
@@ -17,6 +18,7 @@ func TestCompose(t *testing.T) {
 	c := newCluster(t)
 	defer c.logsOnFailure(t)
 	var l *writing
+	var all []ledger.Entry // of the ledgers that are closed
 	steps := []struct {
 		name string
 		run  func(t *testing.T)
@@ -25,12 +27,16 @@ func TestCompose(t *testing.T) {
 		{"README with the CLI", func(t *testing.T) { readme(t, c, "cli") }},
 		{"README with curl alone", func(t *testing.T) { readme(t, c, "curl") }},
 		{"the command of the 403", func(t *testing.T) { followTheRefusal(t, c) }},
-		{"approve and mint", func(_ *testing.T) { l = write(t, c); l.grows(t); c.access(t, l) }},
+		{"approve and mint", func(_ *testing.T) { l = write(t, c, "in epoch 1"); l.grows(t); c.access(t, l) }},
 		{"export the log", func(t *testing.T) { c.export(t, "n1", "audit-before") }},
 		{"kill the leader", func(t *testing.T) { killLeader(t, c, l) }},
 		{"cut the leader off", func(t *testing.T) { cutOff(t, c, l) }},
+		{"restart one after the other", func(t *testing.T) { all = rolling(t, c, l) }},
 		{"restart all, volumes kept", func(t *testing.T) { restart(t, c, l) }},
-		{"nothing lost, nothing minted twice", func(t *testing.T) { nothingLost(t, c, l) }},
+		{"replace a node", func(t *testing.T) { replace(t, c, l) }},
+		{"nothing lost, nothing minted twice", func(t *testing.T) { all = nothingLost(t, c, l, all) }},
+		{"restore a snapshot", func(t *testing.T) { restore(t, c, all) }},
+		{"go on without a quorum", func(t *testing.T) { recoverQuorum(t, c, all) }},
 		{"destroy leaves nothing", func(t *testing.T) { destroy(t, c) }},
 	}
 	for _, s := range steps {
@@ -58,8 +64,8 @@ func up(t *testing.T, c *cluster) {
 }
 
 // readme types a block of README.md, letter by letter but for the ports.
-func readme(t *testing.T, c *cluster, block string) {
-	wantAccount(t, c.typed(t, c.withPorts(t, runnable(t, block))))
+func readme(t *testing.T, c *cluster, name string) {
+	wantAccount(t, c.typed(t, c.withPorts(t, block(t, "README.md", name))))
 }
 
 // followTheRefusal goes where a stranger to Hallpass would: from the refusal, by the command in
@@ -82,36 +88,6 @@ hallpass grant cert $id --out .hallpass/by-command
 [ "$(status .hallpass/by-command)" = 200 ] || { cat answer; exit 1; }
 cat answer
 `)))
-}
-
-// runnable gives the shell block of README.md that follows <!-- run: NAME -->.
-func runnable(t *testing.T, name string) string {
-	t.Helper()
-	text, err := os.ReadFile("../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	begin := "<!-- run: " + name + " -->\n```sh\n"
-	before, block, ok := strings.Cut(string(text), begin)
-	block, _, end := strings.Cut(block, "```\n")
-	if !ok || !end || strings.Contains(before+block, begin) {
-		t.Fatalf("README.md has no one block %q", begin)
-	}
-	return block
-}
-
-// withPorts puts the cluster's ports where the text has those of `make up`.
-func (c *cluster) withPorts(t *testing.T, text string) string {
-	t.Helper()
-	var pairs []string
-	for service, port := range map[string]int{"n1": 8441, "n2": 8442, "n3": 8443, "proxy": 9443} {
-		pairs = append(pairs, fmt.Sprintf("https://localhost:%d", port), c.url(service))
-	}
-	out := strings.NewReplacer(pairs...).Replace(text)
-	if out == text {
-		t.Fatal("the block names none of the cluster's addresses")
-	}
-	return out
 }
 
 // wantAccount checks that the last thing printed is the upstream's answer.

@@ -13,4 +13,9 @@
 // Every container runs as an ordinary user on a read-only root without capabilities, publishes
 // on loopback only, and is healthy when `hallpass health` says so. The upstream is on a network
 // of its own that has no way out and no way in but the proxy.
+//
+// `make test-compose` breaks it: nodes killed, cut off, restarted, replaced, all disks lost, a quorum lost.
+// An operator's part is typed as docs/operations.md has it, block by block, with a container for
+// each of its machines (machines_test.go); what the cluster has acknowledged meanwhile is kept in an
+// internal/ledger and asked for afterwards.
 package deploy

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/hallpass/hallpass/approval/api"
+	"github.com/hallpass/hallpass/internal/ledger"
 )
 
 // bearable is how long anything that is not a whole start or stop may take on a loaded machine.
@@ -56,8 +57,14 @@ func (c *cluster) access(t *testing.T, l *writing) {
 	if status, err := c.call(t.Context(), live); status != http.StatusOK || err != nil {
 		t.Fatalf("a live grant at the proxy: %d, %v", status, err)
 	}
-	within(t, bearable, "a revoked grant is refused", func() error {
-		switch status, err := c.call(t.Context(), revoked); {
+	c.turnsAway(t, revoked)
+}
+
+// turnsAway waits until the proxy refuses a certificate.
+func (c *cluster) turnsAway(t *testing.T, cert tls.Certificate) {
+	t.Helper()
+	within(t, bearable, "the certificate is refused", func() error {
+		switch status, err := c.call(t.Context(), cert); {
 		case status == http.StatusForbidden:
 			return nil
 		case status == 0 && strings.Contains(fmt.Sprint(err), "remote error: tls:"):
@@ -91,7 +98,7 @@ func (c *cluster) leader(t *testing.T, of ...string) string {
 // healthy.
 func (c *cluster) serves(t *testing.T, node string) {
 	t.Helper()
-	others, err := c.client(t, "bob", others(node)...).Cluster(t.Context())
+	others, err := c.client(t, "bob", c.others(node)...).Cluster(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,17 +119,17 @@ func (c *cluster) serves(t *testing.T, node string) {
 }
 
 // others are the nodes but one.
-func others(node string) []string {
-	return slices.DeleteFunc(nodes(), func(n string) bool { return n == node })
+func (c *cluster) others(node string) []string {
+	return slices.DeleteFunc(slices.Clone(c.members), func(n string) bool { return n == node })
 }
 
 // killLeader kills the leader's container under writes; the other two go on, and it comes back.
 func killLeader(t *testing.T, c *cluster, l *writing) {
-	old := c.leader(t, nodes()...)
+	old := c.leader(t, c.members...)
 	id := c.container(t, old)
 	c.must(t, bearable, "docker", "kill", id)
 	killed := time.Now()
-	next := c.leader(t, others(old)...)
+	next := c.leader(t, c.others(old)...)
 	l.grows(t)
 	t.Logf("%s killed; %s leads, and both writers are rounds further after %s", old, next, time.Since(killed).Round(time.Millisecond))
 	c.access(t, l)
@@ -133,11 +140,11 @@ func killLeader(t *testing.T, c *cluster, l *writing) {
 
 // cutOff takes the leader off its network under writes: it must not go on alone. Then it heals.
 func cutOff(t *testing.T, c *cluster, l *writing) {
-	old := c.leader(t, nodes()...)
+	old := c.leader(t, c.members...)
 	id, network := c.container(t, old), c.project+"_control"
 	c.must(t, bearable, "docker", "network", "disconnect", network, id)
 	cut := time.Now()
-	next := c.leader(t, others(old)...)
+	next := c.leader(t, c.others(old)...)
 	l.grows(t)
 	t.Logf("%s cut off; %s leads, and both writers are rounds further after %s", old, next, time.Since(cut).Round(time.Millisecond))
 	// It is alive, and knows that it can serve nobody.
@@ -156,6 +163,29 @@ func cutOff(t *testing.T, c *cluster, l *writing) {
 	l.grows(t)
 }
 
+// rolling restarts each node as the page says, and the next when it is ready, under writers at full
+// pace: none is told that a write failed. The leader's turn comes as it comes.
+func rolling(t *testing.T, c *cluster, l *writing) []ledger.Entry {
+	hurry := writeAtFullPace(t, c)
+	hurry.grows(t)
+	before, _ := hurry.Rounds()
+	began, led := time.Now(), c.leader(t, c.members...)
+	for _, n := range c.members {
+		c.atNode(t, n, operations(t, "restart"))
+		if status := c.endedWith(t, n); status != "0" {
+			t.Errorf("%s, told to stop, exits with %s", n, status)
+		}
+		c.serves(t, n)
+		hurry.grows(t)
+		l.grows(t)
+	}
+	all := hurry.close(t)
+	t.Logf("%s led; in %s of restarts %d rounds were written, and no write failed; the slowest took %s",
+		led, time.Since(began).Round(time.Millisecond), len(all)-before, hurry.Slowest().Round(time.Millisecond))
+	c.access(t, l)
+	return all
+}
+
 // restart stops everything under writes and starts it on the volumes that were kept.
 func restart(t *testing.T, c *cluster, l *writing) {
 	volumes := c.there(t, "volume")
@@ -171,7 +201,7 @@ func restart(t *testing.T, c *cluster, l *writing) {
 	}
 	c.must(t, 4*time.Minute, "deploy/compose.sh", "up")
 	l.grows(t)
-	for _, n := range nodes() {
+	for _, n := range c.members {
 		c.serves(t, n)
 	}
 	c.access(t, l)

@@ -22,18 +22,39 @@ const patience = 2 * time.Minute
 // writing is the ledger of what the cluster says yes to while things break.
 type writing struct{ *ledger.Ledger }
 
-// write starts a writer for each of the example's engineers.
-func write(t *testing.T, c *cluster) *writing {
+// write starts a writer for each of the example's engineers, who say in their reasons when it was. They
+// bear with everything that happens to the cluster.
+func write(t *testing.T, c *cluster, when string) *writing {
 	t.Helper()
-	conf := ledger.Config{
-		Ask:   api.RequestInput{Service: "payments", Permissions: []string{"GET /accounts/**"}, Duration: api.Duration(30 * time.Minute)},
-		Pause: 50 * time.Millisecond, // enough rounds to hit every fault, few enough to read back
-	}
+	conf := ledger.Config{Pause: 50 * time.Millisecond} // enough rounds to hit every fault, few enough to read back
 	for _, name := range []string{"alice", "erin"} {
-		conf.Writers = append(conf.Writers, ledger.Writer{
-			Name: name, Asker: c.client(t, name, nodes()...), Owner: c.client(t, "bob", nodes()...), Voter: "bob",
-		})
+		conf.Writers = append(conf.Writers, c.writer(t, name+" "+when, name))
 	}
+	return open(t, conf)
+}
+
+// writeAtFullPace starts writers that pause for nothing.
+func writeAtFullPace(t *testing.T, c *cluster) *writing {
+	t.Helper()
+	var conf ledger.Config
+	for i := range 2 {
+		for _, name := range []string{"alice", "erin"} {
+			conf.Writers = append(conf.Writers, c.writer(t, fmt.Sprintf("%s in a hurry, %d,", name, i), name))
+		}
+	}
+	return open(t, conf)
+}
+
+// writer asks as one of the engineers, and has bob decide.
+func (c *cluster) writer(t *testing.T, name, who string) ledger.Writer {
+	t.Helper()
+	return ledger.Writer{Name: name, Asker: c.client(t, who, c.members...), Owner: c.client(t, "bob", c.members...), Voter: "bob"}
+}
+
+// open starts writers, who end with the test.
+func open(t *testing.T, conf ledger.Config) *writing {
+	t.Helper()
+	conf.Ask = api.RequestInput{Service: "payments", Permissions: []string{"GET /accounts/**"}, Duration: api.Duration(30 * time.Minute)}
 	ctx, cancel := context.WithCancel(t.Context())
 	l := &writing{ledger.Open(ctx, conf)}
 	t.Cleanup(func() {
@@ -45,7 +66,8 @@ func write(t *testing.T, c *cluster) *writing {
 	return l
 }
 
-// client calls the API as a person, at the given nodes.
+// client calls the API as a person, at the given nodes, as the commands do but for their patience: how
+// long a busy machine takes is not what is tested.
 func (c *cluster) client(t *testing.T, who string, at ...string) *api.Client {
 	t.Helper()
 	servers := make([]string, 0, len(at))

@@ -18,7 +18,7 @@ import (
 func (c *cluster) export(t *testing.T, node, name string, older ...string) []byte {
 	t.Helper()
 	script := fmt.Sprintf(`export PATH="$PWD/bin:$PATH" HALLPASS_SERVER=%s HALLPASS_IDENTITY=.hallpass/bob
-hallpass audit export --out %s
+hallpass audit export --out %s --require 2
 hallpass audit verify %[2]s --manifest .hallpass/manifest.json`, c.url(node), name)
 	for _, o := range older {
 		script += " --older " + o + "/checkpoint"
@@ -32,35 +32,52 @@ hallpass audit verify %[2]s --manifest .hallpass/manifest.json`, c.url(node), na
 }
 
 // nothingLost checks every acknowledged write in every node's own state, and the log.
-func nothingLost(t *testing.T, c *cluster, l *writing) {
-	all := l.close(t)
+func nothingLost(t *testing.T, c *cluster, l *writing, before []ledger.Entry) []ledger.Entry {
+	all := append(before, l.close(t)...)
 	t.Logf("%d requests were acknowledged", len(all))
-	var logs [][]byte
-	for _, n := range nodes() {
+	logs := make([][]byte, 0, len(c.members)+1)
+	for _, n := range c.members {
 		c.serves(t, n) // so its own state has all of it
-		client := c.client(t, "bob", n)
-		if err := ledger.Check(t.Context(), client, all); err != nil {
+		if err := ledger.Check(t.Context(), c.client(t, "bob", n), all); err != nil {
 			t.Errorf("%s: %v", n, err)
 		}
-		log, err := ledger.ReadLog(t.Context(), client)
-		if err != nil {
-			t.Fatalf("the log of %s: %v", n, err)
-		}
-		issued, err := ledger.CheckLog(log, all, "ticket 4711") // of the README's blocks
-		if err != nil {
-			t.Errorf("the log of %s: %v", n, err)
-		}
-		if err := ledger.CheckIssuances(t.Context(), client, issued); err != nil {
-			t.Errorf("%s: %v", n, err)
-		}
-		logs = append(logs, log)
+		logs = append(logs, c.oneLog(t, n, all))
 	}
-	// One history: of any two logs, the shorter is how the longer begins; and one of them verifies.
-	logs = append(logs, c.export(t, "n1", "audit-after", "audit-before"))
+	oneHistory(t, append(logs, c.export(t, "n1", "audit-after", "audit-before"))) // of which this one verifies
+	return all
+}
+
+// oneHistory checks that of any two logs, the shorter is how the longer begins.
+func oneHistory(t *testing.T, logs [][]byte) {
+	t.Helper()
 	slices.SortFunc(logs, func(a, b []byte) int { return len(a) - len(b) })
 	for i := range len(logs) - 1 {
 		if !bytes.HasPrefix(logs[i+1], logs[i]) {
 			t.Error("two nodes tell two histories")
 		}
 	}
+}
+
+// oneLog checks a node's log, and that its records have each certificate of the log once.
+func (c *cluster) oneLog(t *testing.T, node string, all []ledger.Entry) []byte {
+	t.Helper()
+	log := c.log(t, node)
+	issued, err := ledger.CheckLog(log, all, "ticket 4711") // of the pages' blocks
+	if err != nil {
+		t.Errorf("the log of %s: %v", node, err)
+	}
+	if err := ledger.CheckIssuances(t.Context(), c.client(t, "bob", node), issued); err != nil {
+		t.Errorf("%s: %v", node, err)
+	}
+	return log
+}
+
+// log is a node's own.
+func (c *cluster) log(t *testing.T, node string) []byte {
+	t.Helper()
+	log, err := ledger.ReadLog(t.Context(), c.client(t, "bob", node))
+	if err != nil {
+		t.Fatalf("the log of %s: %v", node, err)
+	}
+	return log
 }

@@ -5,6 +5,8 @@ set -euo pipefail
 declare -A package=(
   [gcc]=gcc [make]=make [git]=git [curl]=curl [openssl]=openssl [nginx]=nginx-light [jq]=jq
   [/bin/busybox]=busybox-static [python3]=python3 [docker-compose]=docker-compose
+  [chromium]=chromium [psql]=postgresql [pg_ctlcluster]=postgresql
+  [systemd-socket-activate]=systemd [softhsm2-util]=softhsm2 [pkcs11-tool]=opensc
 )
 missing=()
 for program in "${!package[@]}"; do
