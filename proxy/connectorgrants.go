@@ -132,9 +132,14 @@ func (c *Connector) laneFor(ctx context.Context, w want) (*lane, error) {
 		return ln, nil
 	case err != nil:
 		c.log.Warn("the live grants are not known", slog.Any("error", err))
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		if c.demands != nil {
 			return nil, c.refusal(http.StatusServiceUnavailable, "cannot_ask", "the cluster cannot be asked for access now", w.need, "")
 		}
+		// Not "no grant": whoever is told so asks for what it may well have, and people decide twice.
+		return nil, c.refusal(http.StatusServiceUnavailable, "grants_unknown", "the cluster cannot be asked for your live grants now", w.need, "")
 	}
 	if c.demands == nil {
 		return nil, c.refusal(http.StatusForbidden, reasonNoGrant, "no live grant of yours allows this", w.need, "")

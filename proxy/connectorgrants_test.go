@@ -23,6 +23,7 @@ type purse struct {
 
 	mu      sync.Mutex // owns what follows
 	held    []Held
+	lost    error // of Held, where it would have to look
 	asked   []string
 	decided map[string]chan error // by permission
 	refuse  error                 // of Ask
@@ -42,9 +43,12 @@ func (p *purse) add(perms ...string) {
 	p.held = append(p.held, Held{scope, NewRenewingSource(func(context.Context) (*tls.Certificate, error) { return &cert, nil }, nil)})
 }
 
-func (p *purse) Held(context.Context, bool) ([]Held, error) {
+func (p *purse) Held(_ context.Context, fresh bool) ([]Held, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if fresh && p.lost != nil {
+		return nil, p.lost
+	}
 	return append([]Held(nil), p.held...), nil
 }
 
@@ -92,6 +96,28 @@ func (p *purse) config(edit func(*ConnectorConfig)) ConnectorConfig {
 }
 
 func (p *purse) onDemand(c *ConnectorConfig) { c.OnDemand = &OnDemand{Asker: p} }
+
+// TestWalletOutOfReach: while nobody can say what is held, nothing is called not granted. Whoever
+// is told that they have no grant asks for the one they have, and somebody decides on it again.
+func TestWalletOutOfReach(t *testing.T) {
+	e := start(t, options{upstream: upstreamServer(t, echoHandler)})
+	p := newPurse(e)
+	p.add("GET /a/**")
+	p.lost = errors.New("no node answers")
+	for name, edit := range map[string]func(*ConnectorConfig){"grants_unknown": nil, "cannot_ask": p.onDemand} {
+		addr := e.connect(p.config(edit), "127.0.0.1:0")
+		if a, err := plainGet(t, addr, "/a/1"); err != nil || a.status != 200 {
+			t.Errorf("%s: what is held already: %+v, %v", name, a, err)
+		}
+		a, err := plainGet(t, addr, "/b")
+		if err != nil || a.status != 503 || a.problem(t).Code != name || a.problem(t).Command != "" {
+			t.Errorf("%s: %+v, %v", name, a, err)
+		}
+	}
+	if asked := p.asks(); asked != "" {
+		t.Errorf("asked for %s", asked)
+	}
+}
 
 // TestWallet: each call goes out with the grant that allows it, or as the identity
 // where that will do, and what nothing allows does not leave.

@@ -119,7 +119,7 @@ func (k *carrier) connectorConfig(s carried) (proxy.ConnectorConfig, error) {
 		Service: s.service, Address: s.via, TrustDomain: k.me.TrustDomain(), Bundle: k.bundle, TCP: s.protocol != protocolHTTP, Host: s.host,
 		Logger: k.tel.Logger.With("service", s.service), Now: k.a.now, TracerProvider: k.tel.TracerProvider,
 	}
-	w := &wallet{client: k.client, service: s.service, subject: k.me.String(), only: s.grants, mine: s.mine, now: k.a.now, ctx: k.ctx}
+	w := &wallet{client: k.client, service: s.service, subject: k.me.String(), only: s.grants, mine: s.mine, now: k.a.now, looking: make(chan struct{}, 1), ctx: k.ctx}
 	cfg.Wallet = w
 	if len(s.standing) > 0 {
 		scope, err := grant.ParseScope(s.service, s.standing)

@@ -67,7 +67,7 @@ func (m *mcpServer) notCarried(ctx context.Context, s *mcpService, err error) er
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s did not answer within %s", s.name, m.limit)
-	case errors.As(err, &no) && no.Permission != "":
+	case errors.As(err, &no) && no.Permission != "" && no.Code == "no_grant":
 		return fmt.Errorf("%s: no live grant of this session allows %s at %s; if the task needs it, ask for it with request_access", no.Code, no.Permission, s.name)
 	case errors.As(err, &no):
 		m.log.WarnContext(ctx, "not carried", slog.String("service", s.name), slog.Any("error", no.Unwrap()))

@@ -30,7 +30,7 @@ type wallet struct {
 	mine    func(id string) bool // of those, the ones that it says; nil: all
 	now     func() time.Time
 
-	looking sync.Mutex // held by whoever asks the cluster
+	looking chan struct{} // of one; holds an element while somebody asks the cluster
 
 	ctx context.Context // of renewals
 
@@ -100,8 +100,12 @@ func (w *wallet) expect() {
 // look asks the cluster, unless that has just been done: a program that calls in vain asks once
 // a second.
 func (w *wallet) look(ctx context.Context) error {
-	w.looking.Lock()
-	defer w.looking.Unlock()
+	select { // nodes that accept and never answer must not hold a call beyond its own time
+	case w.looking <- struct{}{}:
+		defer func() { <-w.looking }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	w.mu.Lock()
 	recent := time.Since(w.looked) < walletFresh
 	expected := w.expected
