@@ -100,6 +100,15 @@ func (p *Policy) Service(name string) (tier string, labels map[string]string) {
 	return s.tier, maps.Clone(s.labels)
 }
 
+// Services are the names of the services that the policy lists, in order; none for one that
+// lists no services.
+func (p *Policy) Services() []string {
+	if p == nil {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(p.services))
+}
+
 // touching returns the rules that apply to a request, were all conditions to hold.
 func (p *Policy) touching(r Request) []rule {
 	var all []rule

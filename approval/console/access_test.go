@@ -149,7 +149,7 @@ func everyPage(t *testing.T) map[string]answer {
 	out := map[string]answer{}
 	for _, path := range []string{
 		"/", at(full), "/requests/mine", "/requests/other", "/requests/granted", "/grants", "/grants/g", "/grants/ended", "/history",
-		"/audit", "/audit/0", "/policy", "/cluster",
+		"/audit", "/audit/0", "/policy", "/cluster", "/ask", "/ask?service=payments&allow=GET+/a",
 	} {
 		out[path] = who.get(path)
 		wants(t, out[path], http.StatusOK)
@@ -157,6 +157,14 @@ func everyPage(t *testing.T) map[string]answer {
 	form := fields(t, out[at(full)].body, at(full)+"/decide")
 	form.Del("keep")
 	out["a form that was refused"] = who.post(at(full)+"/decide", form)
+	b.says = api.DryRun{Allowed: true, Rules: []string{"payments-read"}, Require: []api.Requirement{{Group: "owners", Approvals: 1}}}
+	try := fields(t, out["/ask"].body, "/ask")
+	for name, text := range map[string]string{"what": "try", "service": "payments", "allow": "GET /accounts/**", "duration": "30m"} {
+		try.Set(name, text)
+	}
+	out["what the policy says"] = who.post("/ask", try)
+	try.Set("duration", "soon")
+	out["what cannot be asked for"] = who.post("/ask", try)
 	out["a problem"] = who.get("/requests/nowhere")
 	out["the sign-in page"] = b.anyone(t).get("/sign-in?token=x")
 	out["the sign-in page without a link"] = b.anyone(t).get("/sign-in")

@@ -241,7 +241,15 @@ func TestInChromium(t *testing.T) {
 	ask(t, env, "ticket 4712: the address of account 42 is wrong", 20*time.Minute, "PUT /accounts/42/address")
 	ask(t, env, "on call this night", time.Hour, "GET,HEAD /health/**", "GET /metrics")
 	ask(t, env, "ticket 4715: refunds of March", 15*time.Minute, "POST /refunds/*")
-	for _, path := range []string{"/", "/history", "/audit", "/audit/3", "/policy", "/cluster", "/requests/nowhere"} {
+	c.open("/ask?service=payments&allow=GET+/accounts/**")
+	c.text(".notice", "A link has filled this in.")
+	c.check("/ask, from a link")
+	c.do("how long", chromedp.SetValue("#duration", "20m"))
+	c.press("Only say what the policy says")
+	c.text("#tried", "with approval")
+	c.text("section", "nobody who could is left") // bob is the only owner, and never decides for himself
+	c.check("what the policy says")
+	for _, path := range []string{"/", "/ask", "/history", "/audit", "/audit/3", "/policy", "/cluster", "/requests/nowhere"} {
 		c.open(path)
 		c.check(path)
 	}
@@ -317,14 +325,14 @@ func (c *chromium) keyboard() {
 	}
 	eval[bool](c, `(document.querySelector(".skip").focus(), true)`)
 	order := []string{eval[string](c, "document.activeElement.innerText.trim()")}
-	for range 11 {
+	for range 12 {
 		c.do("tab", chromedp.KeyEvent("\t"))
 		order = append(order, eval[string](c, "document.activeElement.innerText.trim()"))
 		if width := eval[string](c, "getComputedStyle(document.activeElement).outlineWidth"); width != "3px" {
 			c.t.Errorf("the focus on %q is %s wide", order[len(order)-1], width)
 		}
 	}
-	want := []string{"Skip to the content", "Hallpass", "Queue", "Grants", "History", "Audit", "Policy", "Cluster", "Sign out"}
+	want := []string{"Skip to the content", "Hallpass", "Queue", "Ask", "Grants", "History", "Audit", "Policy", "Cluster", "Sign out"}
 	if got := order[:len(want)]; strings.Join(got, "|") != strings.Join(want, "|") || !strings.Contains(order[len(want)], "payments") {
 		c.t.Errorf("the focus goes %q", order)
 	}

@@ -101,6 +101,8 @@ func (c *Console) routes(static http.Handler) {
 	c.mux.HandleFunc("POST /sign-out", c.form(c.signOut))
 	c.mux.HandleFunc("GET /{$}", c.livePage(c.queue))
 	c.mux.HandleFunc("GET "+pathEvents, c.events)
+	c.mux.HandleFunc("GET /ask", c.page(c.ask))
+	c.mux.HandleFunc("POST /ask", c.form(c.asks))
 	c.mux.HandleFunc("GET /requests/{id}", c.livePage(c.request))
 	c.mux.HandleFunc("POST /requests/{id}/decide", c.form(c.decide))
 	c.mux.HandleFunc("POST /requests/{id}/cancel", c.form(c.cancel))

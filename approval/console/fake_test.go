@@ -38,6 +38,9 @@ type fakeAPI struct {
 	filters  []api.Filter
 	decided  []api.DecisionInput
 	revoked  []string
+	tried    []api.RequestInput
+	asked    []api.RequestInput
+	says     api.DryRun // to what is tried
 	events   chan api.Event
 	watchers atomic.Int32 // of events
 }
@@ -117,6 +120,22 @@ func (f *fakeAPI) Request(_ context.Context, id string, _ ...api.CallOption) (ou
 	if err == nil && out.ID == "" {
 		err = api.NewProblem(api.CodeNotFound, "no request "+id+" that you may see", "check the id")
 	}
+	return out, err
+}
+
+func (f *fakeAPI) DryRun(_ context.Context, in api.RequestInput, _ ...api.CallOption) (out api.DryRun, err error) {
+	err = f.with(func() {
+		f.tried = append(f.tried, in)
+		out = f.says
+	})
+	return out, err
+}
+
+func (f *fakeAPI) CreateRequest(_ context.Context, in api.RequestInput, _ ...api.CallOption) (out api.Request, err error) {
+	err = f.with(func() {
+		f.asked = append(f.asked, in)
+		out = pending(nil)
+	})
 	return out, err
 }
 

@@ -16,6 +16,8 @@ type API interface {
 	Cluster(ctx context.Context, opts ...api.CallOption) (api.Cluster, error)
 	Requests(ctx context.Context, f api.Filter, opts ...api.CallOption) (api.RequestList, error)
 	Request(ctx context.Context, id string, opts ...api.CallOption) (api.Request, error)
+	DryRun(ctx context.Context, in api.RequestInput, opts ...api.CallOption) (api.DryRun, error)
+	CreateRequest(ctx context.Context, in api.RequestInput, opts ...api.CallOption) (api.Request, error)
 	DecideRequest(ctx context.Context, id string, in api.DecisionInput, opts ...api.CallOption) (api.Request, error)
 	CancelRequest(ctx context.Context, id string, opts ...api.CallOption) (api.Request, error)
 	Grants(ctx context.Context, f api.Filter, opts ...api.CallOption) (api.GrantList, error)
