@@ -49,6 +49,7 @@ type config struct {
 	emergency  emergencyRule
 	hosts      map[string]struct{}
 	upstream   target
+	requestURL string         // without a query; "" for none
 	balancers  []netip.Prefix // whose PROXY protocol headers are read
 	announce   bool           // to the upstream, in one
 	path       grant.PathOptions
@@ -121,6 +122,7 @@ func newConfig(c Config) (*config, error) {
 		cfg.readNames(s),
 		cfg.readFiles(s),
 		cfg.readUpstream(s),
+		cfg.readRequestURL(s),
 		cfg.readBalancers(s),
 		cfg.readPostgres(s),
 		cfg.readRevocation(s),
@@ -223,6 +225,20 @@ func (c *config) readUpstream(s *Settings) error {
 	}
 	c.upstream = t
 	return errors.Join(errs...)
+}
+
+// readRequestURL reads where people ask for access. A browser is sent there with what it was
+// refused: over plain HTTP whoever is on the way could read it and show a page of their own.
+func (c *config) readRequestURL(s *Settings) error {
+	if s.RequestURL == "" {
+		return nil
+	}
+	u, err := url.Parse(s.RequestURL)
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || u.Opaque != "" {
+		return s.mistake("request_url", "%q is no https://HOST/PATH without user, query and fragment", s.RequestURL)
+	}
+	c.requestURL = u.String()
+	return nil
 }
 
 func validHostName(h string) bool {

@@ -167,8 +167,7 @@ func (x *exchange) deny(status int, reason, detail string, need grant.Permission
 	pr := newProblem(status, reason, detail, x.p.cfg.service)
 	pr.TraceID = x.rec.trace
 	if !need.IsZero() {
-		pr.Permission, pr.Command = need.String(), requestCommand(x.p.cfg.service, need)
-		pr.Next = "ask for the permission with the command, then call again with the certificate you are given"
+		pr.missing(need, x.p.cfg.requestURL)
 	}
 	x.answer(pr, grpc)
 }

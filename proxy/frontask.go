@@ -62,8 +62,7 @@ func (f *front) deny(head []byte, no *verdict) bool {
 	f.x.decision, f.x.reason = decisionDeny, no.reason
 	pr := newProblem(no.status, no.reason, no.detail, f.p.cfg.service)
 	if !no.need.IsZero() {
-		pr.Permission, pr.Command = no.need.String(), requestCommand(f.p.cfg.service, no.need)
-		pr.Next = "ask for the permission with the command, then call again with the certificate you are given"
+		pr.missing(no.need, f.p.cfg.requestURL)
 	}
 	on := f.answer(pr, f.wants(head), no.sayWhen)
 	if no.cut {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"html/template"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -21,6 +22,7 @@ type problem struct {
 	Permission string `json:"permission,omitempty"`
 	Next       string `json:"next,omitempty"`
 	Command    string `json:"command,omitempty"`
+	RequestURL string `json:"request_url,omitempty"`
 	TraceID    string `json:"trace_id,omitempty"`
 }
 
@@ -28,6 +30,15 @@ func newProblem(status int, code, detail, service string) problem {
 	return problem{
 		Type: "urn:hallpass:problem:" + code, Title: http.StatusText(status),
 		Status: status, Detail: detail, Code: code, Service: service,
+	}
+}
+
+// missing says how to get the permission that is missing.
+func (p *problem) missing(need grant.Permission, requestURL string) {
+	p.Permission, p.Command = need.String(), requestCommand(p.Service, need)
+	p.Next = "ask for the permission with the command, then call again with the certificate you are given"
+	if requestURL != "" {
+		p.RequestURL = requestURL + "?" + url.Values{"service": {p.Service}, "allow": {p.Permission}}.Encode()
 	}
 }
 
@@ -72,10 +83,11 @@ const refusedPage = `<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <title>{{.Title}}</title>
-<style>body{font:1rem/1.5 system-ui,sans-serif;max-width:44rem;margin:4rem auto;padding:0 1rem}pre{background:#eee;color:#111;padding:1rem;overflow:auto;user-select:all}</style>
+<style>body{font:1rem/1.5 system-ui,sans-serif;max-width:44rem;margin:4rem auto;padding:0 1rem}.ask{display:inline-block;padding:.6rem 1.2rem;border-radius:.5rem;background:#0b57d0;color:#fff;font-weight:600;text-decoration:none}pre{background:#eee;color:#111;padding:1rem;overflow:auto;user-select:all}</style>
 <h1>{{.Status}} {{.Title}}</h1>
 <p>{{.Detail}}</p>
-{{if .Command}}<p>Ask for it with</p>
+{{if .RequestURL}}<p><a class="ask" href="{{.RequestURL}}">Request access</a></p>
+{{end}}{{if .Command}}<p>Ask for it with</p>
 <pre>{{.Command}}</pre>
 {{end}}<p><small>{{.Service}} · {{.Code}}{{if .TraceID}} · trace {{.TraceID}}{{end}}</small></p>
 </html>
@@ -94,6 +106,7 @@ func (a *answers) send(w http.ResponseWriter, r *http.Request, p problem, grpc b
 	var body []byte
 	if wantsPage(r) {
 		h.Set("Content-Type", "text/html; charset=utf-8")
+		h.Set("Referrer-Policy", "no-referrer") // the address asked for may hold what is nobody else's business
 		h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
 		body = a.html(p)
 	} else {

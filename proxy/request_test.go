@@ -2,8 +2,11 @@ package proxy
 
 import (
 	"encoding/json"
+	"html"
 	"net/http"
+	"net/url"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -204,6 +207,31 @@ func TestBrowserPage(t *testing.T) {
 	if !strings.Contains(a.header.Get("Content-Security-Policy"), "default-src 'none'") {
 		t.Errorf("headers %v", a.header)
 	}
+}
+
+// TestRequestURL: who is refused for a permission is led to where they ask for it, and nobody
+// decides by the path of a call where that is.
+func TestRequestURL(t *testing.T) {
+	both(t, func(t *testing.T, h2 bool) {
+		const portal = "https://access.acme.test/ask"
+		e := start(t, options{edit: func(s *Settings) { s.RequestURL = portal }})
+		c := e.client(e.pki.grant(time.Hour, "GET /a"), h2)
+		const path = `/x'&(%22%3E%26service=other`
+		a := e.must(c, "GET", path)
+		pr := a.problem(t)
+		u, err := url.Parse(pr.RequestURL)
+		if err != nil || !strings.HasPrefix(pr.RequestURL, portal+"?") || u.Query().Get("allow") != pr.Permission || len(u.Query()["service"]) != 1 || u.Query().Get("service") != "payments" {
+			t.Errorf("%v, %v", u.Query(), err)
+		}
+		a = e.must(c, "GET", path, "Accept", "text/html")
+		link := regexp.MustCompile(`<a class="ask" href="([^"]*)">Request access</a>`).FindStringSubmatch(a.body)
+		if len(link) != 2 || html.UnescapeString(link[1]) != pr.RequestURL || a.header.Get("Referrer-Policy") != "no-referrer" {
+			t.Errorf("%v of\n%s\n%v", link, a.body, a.header)
+		}
+		if a := e.must(c, "GET", "/a//b", "Accept", "text/html"); strings.Contains(a.body, "Request access") {
+			t.Errorf("for what nobody can be granted:\n%s", a.body)
+		}
+	})
 }
 
 // TestRefusedHeaders: an upstream that honours any of these would serve another

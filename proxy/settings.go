@@ -38,6 +38,8 @@ type Settings struct {
 
 	AllowSemicolon bool `yaml:"allow_semicolon" doc:"let request paths hold ;"`
 
+	RequestURL string `yaml:"request_url" doc:"https page on which people ask for access; refusals lead there, with service and allow in the query"`
+
 	Revocation RevocationSettings `yaml:"revocation"`
 	AccessLog  AccessLogSettings  `yaml:"access_log"`
 	Mode       string             `yaml:"mode" doc:"enforce (default), or observe until a date: let through and record what would be refused for its permission"`
