@@ -92,7 +92,7 @@ sim: ## the control plane under faults in simulated time, HOURS=50 of it, or one
 	TMPDIR="$$dir" GOGC=$${GOGC:-800} HALLPASS_SIM_HOURS=$(HOURS) HALLPASS_SIM_SEED=$(SEED) \
 	"$$dir/sim.test" -test.run '^TestSimulation$$' -test.timeout 60m
 
-bench: build ## the figures of docs/benchmarks.md, one "name value unit" a line (ONLY=proxy|control|scope|size SCALE=1)
+bench: build ## the figures of docs/benchmarks.md, one "name value unit" a line (ONLY=proxy|control|scope|size|console SCALE=1)
 	@ONLY=$(ONLY) bench/setup
 	@ONLY=$(ONLY) $(GO) run ./bench $(if $(SCALE),-scale $(SCALE))
 

@@ -28,6 +28,7 @@ func suites() []suite {
 		{"scope", benchScope},
 		{"control", benchControl},
 		{"size", benchSize},
+		{"console", benchConsole},
 		{"proxy", benchProxy},
 	}
 }
@@ -48,7 +49,7 @@ func main() {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	only := flags.String("only", os.Getenv("ONLY"), "one suite: scope, control, size or proxy")
+	only := flags.String("only", os.Getenv("ONLY"), "one suite: scope, control, size, console or proxy")
 	part := flags.String("part", "", "one part of a suite: writes, mint, approve, revoke, expiry or failover of control; restart, rebuild, reads or join of size; http, grpc or tcp of proxy, and of http conn, http1, http2 or idle")
 	binary := flags.String("hallpass", "bin/hallpass", "the binary to measure")
 	peers := flags.String("peers", ".bin/peers", "folder of the peers that bench/setup builds")
@@ -62,7 +63,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	all := suites()
 	if *only != "" && !slices.ContainsFunc(all, func(s suite) bool { return s.name == *only }) {
-		return fmt.Errorf("-only %q: want scope, control, size or proxy", *only)
+		return fmt.Errorf("-only %q: want scope, control, size, console or proxy", *only)
 	}
 	if *only == "size" {
 		*scale, *limit = cmp.Or(*scale, 1), cmp.Or(*limit, 3*time.Hour)
