@@ -255,7 +255,7 @@ func (m *morningRun) signIn(ctx context.Context, name string) (_ *consoleUser, e
 
 func (u *consoleUser) close() {
 	_ = u.server.Close() // nobody is left
-	_ = <-u.served // that it was closed
+	_ = <-u.served       // that it was closed
 	u.local.Close()
 	u.http.CloseIdleConnections()
 	u.api.Close()
