@@ -145,11 +145,17 @@ func everyPage(t *testing.T) map[string]answer {
 		TrustDomain: "acme.test", Nodes: []api.Node{{ID: "n1", Leader: true}, {ID: "n2", SilentFor: &silent, Behind: &behind}},
 		Issuers: []api.Issuer{{ID: "i", Node: "n1", Denied: &api.Revoked{}}}, Blocked: []api.Block{{Subject: id("mallory"), Reason: "x"}}, EpochBegan: &now,
 	}
+	b.changes = []api.Change{
+		{ID: "policy", State: api.ChangePending, AuthorPerson: "dana", Hash: "h", BaseRevision: 2, Change: api.ChangeSpec{Kind: api.ChangePolicySet, YAML: "version: 1\nrules: [{}]\n"}},
+		{ID: "own", State: api.ChangePending, Author: id("bob"), Change: api.ChangeSpec{Kind: api.ChangeSubjectUnblock, Subject: id("mallory")}},
+		{ID: "old", State: api.ChangeDenied, EndedAt: &now, Decisions: full.Decisions, Change: api.ChangeSpec{Kind: api.ChangeGroupSet, Name: "owners", Members: []string{"bob"}}},
+	}
+	b.me.Admin = true
 	who := b.signIn(t)
 	out := map[string]answer{}
 	for _, path := range []string{
 		"/", at(full), "/requests/mine", "/requests/other", "/requests/granted", "/grants", "/grants/g", "/grants/ended", "/history",
-		"/audit", "/audit/0", "/policy", "/cluster", "/ask", "/ask?service=payments&allow=GET+/a",
+		"/audit", "/audit/0", "/policy", "/cluster", "/changes", "/changes/policy", "/changes/own", "/changes/old", "/ask", "/ask?service=payments&allow=GET+/a",
 	} {
 		out[path] = who.get(path)
 		wants(t, out[path], http.StatusOK)

@@ -249,7 +249,7 @@ func TestInChromium(t *testing.T) {
 	c.text("#tried", "with approval")
 	c.text("section", "nobody who could is left") // bob is the only owner, and never decides for himself
 	c.check("what the policy says")
-	for _, path := range []string{"/", "/ask", "/history", "/audit", "/audit/3", "/policy", "/cluster", "/requests/nowhere"} {
+	for _, path := range []string{"/", "/ask", "/history", "/audit", "/audit/3", "/policy", "/changes", "/cluster", "/requests/nowhere"} {
 		c.open(path)
 		c.check(path)
 	}

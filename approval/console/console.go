@@ -112,6 +112,10 @@ func (c *Console) routes(static http.Handler) {
 	c.mux.HandleFunc("GET /history", c.page(c.history))
 	c.mux.HandleFunc("GET /audit", c.page(c.audit))
 	c.mux.HandleFunc("GET /audit/{index}", c.page(c.auditEntry))
+	c.mux.HandleFunc("GET /changes", c.page(c.changes))
+	c.mux.HandleFunc("GET /changes/{id}", c.page(c.change))
+	c.mux.HandleFunc("POST /changes/{id}/decide", c.form(c.decideChange))
+	c.mux.HandleFunc("POST /changes/{id}/cancel", c.form(c.cancelChange))
 	c.mux.HandleFunc("GET /policy", c.page(c.policy))
 	c.mux.HandleFunc("GET /cluster", c.page(c.cluster))
 }

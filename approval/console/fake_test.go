@@ -33,6 +33,7 @@ type fakeAPI struct {
 	cluster  api.Cluster
 	requests []api.Request
 	grants   []api.Grant
+	changes  []api.Change
 	entries  []string
 	err      error // of every call but WhoAmI
 	filters  []api.Filter
@@ -203,6 +204,46 @@ func (f *fakeAPI) RevokeGrant(ctx context.Context, id, reason string, _ ...api.C
 		f.change(func() { f.revoked = append(f.revoked, id+" "+reason) })
 	}
 	return g, err
+}
+
+func (f *fakeAPI) Changes(_ context.Context, state string, _ api.Page, _ ...api.CallOption) (out api.ChangeList, err error) {
+	err = f.with(func() {
+		for _, ch := range f.changes {
+			if match(state, ch.State) {
+				out.Changes = append(out.Changes, ch)
+			}
+		}
+	})
+	return out, err
+}
+
+func (f *fakeAPI) Change(_ context.Context, id string, _ ...api.CallOption) (out api.Change, err error) {
+	err = f.with(func() {
+		at := slices.IndexFunc(f.changes, func(ch api.Change) bool { return ch.ID == id })
+		if at >= 0 {
+			out = f.changes[at]
+		}
+	})
+	if err == nil && out.ID == "" {
+		err = api.NewProblem(api.CodeNotFound, "no change "+id, "check the id")
+	}
+	return out, err
+}
+
+func (f *fakeAPI) DecideChange(ctx context.Context, id string, in api.ChangeDecisionInput, _ ...api.CallOption) (api.Change, error) {
+	ch, err := f.Change(ctx, id)
+	if err == nil {
+		f.change(func() { f.revoked = append(f.revoked, in.Decision+" change "+id+" "+in.Hash+" "+in.Comment) })
+	}
+	return ch, err
+}
+
+func (f *fakeAPI) CancelChange(ctx context.Context, id string, _ ...api.CallOption) (api.Change, error) {
+	ch, err := f.Change(ctx, id)
+	if err == nil {
+		f.change(func() { f.revoked = append(f.revoked, "cancel change "+id) })
+	}
+	return ch, err
 }
 
 func (f *fakeAPI) AuditEntries(_ context.Context, from uint64, limit int, _ ...api.CallOption) (out api.AuditEntries, err error) {

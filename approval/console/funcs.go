@@ -18,6 +18,7 @@ func (c *Console) funcs() template.FuncMap {
 		"who":     who,
 		"link":    link,
 		"brief":   brief,
+		"changes": whatChanges,
 		"item":    newItem,
 		"row":     func(f frame, item any) row { return row{f.Me, f.Token, item} },
 		"stamp":   stamp,

@@ -23,6 +23,7 @@ type queued struct {
 
 type queueBody struct {
 	Decide, Mine, Others []queued
+	Changes              int    // of policy, groups and persons that one may decide on
 	Next                 string // cursor
 	First                bool
 }
@@ -32,11 +33,17 @@ func (c *Console) queue(v visit) (view, error) {
 	f := api.Filter{State: api.RequestPending, Page: api.Page{Limit: queuePage, Cursor: v.URL.Query().Get("cursor")}}
 	var list api.RequestList
 	var persons api.Persons
+	var proposed api.ChangeList
 	err := together(func() (err error) {
 		list, err = v.api.Requests(v.Context(), f)
 		return err
 	}, func() (err error) {
 		persons, err = v.persons()
+		return err
+	}, func() (err error) {
+		if v.me.Admin {
+			proposed, err = v.api.Changes(v.Context(), api.ChangePending, api.Page{Limit: queuePage})
+		}
 		return err
 	})
 	if err != nil {
@@ -44,6 +51,11 @@ func (c *Console) queue(v visit) (view, error) {
 	}
 	p := newPeople(persons)
 	b := queueBody{Next: list.Next, First: f.Cursor == ""}
+	for _, ch := range proposed.Changes {
+		if changeStanding(v.me, ch).May {
+			b.Changes++
+		}
+	}
 	for _, r := range list.Requests {
 		q := queued{r, p.standing(v.me, r), p.needs(r)}
 		switch {
