@@ -17,9 +17,9 @@ import (
 func (a *app) newRequestCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "request",
-		Short: "Ask for access: create, list, get, cancel",
+		Short: "Ask for access: create, list, get, cancel, return",
 	}
-	cmd.AddCommand(a.newRequestCreate(), a.newRequestList(), a.newRequestGet(), a.newRequestCancel())
+	cmd.AddCommand(a.newRequestCreate(), a.newRequestList(), a.newRequestGet(), a.newRequestCancel(), a.newRequestReturn())
 	return cmd
 }
 

@@ -16,9 +16,9 @@ import (
 func (a *app) newReviewCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "review",
-		Short: "Decide on other people's requests: list, show, approve, deny",
+		Short: "Decide on other people's requests: list, show, approve, deny, watch",
 	}
-	cmd.AddCommand(a.newReviewList(), a.newReviewShow(), a.newReviewApprove(), a.newReviewDeny())
+	cmd.AddCommand(a.newReviewList(), a.newReviewShow(), a.newReviewApprove(), a.newReviewDeny(), a.newReviewWatch())
 	return cmd
 }
 
