@@ -35,6 +35,9 @@ type expectation struct {
 	maxDuration    time.Duration // 0: any
 	certificateTTL time.Duration // 0: any
 	rules          []string      // nil: any
+
+	breakGlass bool     // the glass is broken; require says what is done without
+	review     []string // nil: any
 }
 
 // Tests returns the tests that the policy carries.
@@ -50,12 +53,16 @@ func (t Test) Failed(out Outcome) string {
 	w := t.want
 	got, want := out.String(), w.String()
 	switch {
+	case w.breakGlass && out.BreakGlass == nil, !w.breakGlass && out.BreakGlass != nil && w.deny == "":
+		return fmt.Sprintf("it is %s, not %s", got, want)
 	case w.deny != "":
 		if out.Allowed || !strings.Contains(out.Reason, w.deny) {
 			return fmt.Sprintf("it is %s, not denied with %q", got, w.deny)
 		}
-	case !out.Allowed, out.Auto != w.auto, !slices.Equal(out.Require, w.require):
+	case !out.Allowed, !w.breakGlass && (out.Auto != w.auto || !slices.Equal(out.Require, w.require)):
 		return fmt.Sprintf("it is %s, not %s", got, want)
+	case w.review != nil && !slices.Equal(w.review, out.BreakGlass.groups()):
+		return fmt.Sprintf("the review is by %s, not by %s", list(out.BreakGlass.groups()), list(w.review))
 	case w.maxDuration != 0 && out.MaxDuration != w.maxDuration:
 		return fmt.Sprintf("max_duration is %s, not %s", span(out.MaxDuration), span(w.maxDuration))
 	case w.certificateTTL != 0 && out.CertificateTTL != w.certificateTTL:
@@ -72,6 +79,8 @@ func (o Outcome) String() string {
 	switch {
 	case !o.Allowed:
 		return "denied: " + o.Reason
+	case o.BreakGlass != nil:
+		return o.BreakGlass.words()
 	case o.Auto:
 		return "granted at once"
 	default:
@@ -80,7 +89,12 @@ func (o Outcome) String() string {
 }
 
 func (w expectation) String() string {
-	if w.auto {
+	switch {
+	case w.deny != "":
+		return fmt.Sprintf("denied with %q", w.deny)
+	case w.breakGlass:
+		return "granted at once by breaking the glass"
+	case w.auto:
 		return "granted at once"
 	}
 	return "to be approved by " + approvers(w.require)
@@ -116,7 +130,9 @@ func (r *reader) tests(n *yaml.Node) []Test {
 }
 
 func (r *reader) test(n *yaml.Node) Test {
-	f := r.fields(n, "a test", "name", "requester", "groups", "subject", "service", "permissions", "duration", "reason", "at", "expect")
+	f := r.fields(n, "a test", r.keys([]string{
+		"name", "requester", "groups", "subject", "service", "permissions", "duration", "reason", "at", "expect",
+	}, nil, "break_glass")...)
 	if f == nil {
 		return Test{}
 	}
@@ -142,6 +158,9 @@ func (r *reader) test(n *yaml.Node) Test {
 	}
 	if v := f["reason"]; v != nil {
 		t.Request.Reason = r.text(v, "reason")
+	}
+	if v := f["break_glass"]; v != nil {
+		t.Request.BreakGlass = r.yes(v, "break_glass", "leave it out to ask as usual")
 	}
 	if v := f["at"]; v != nil {
 		at, err := time.Parse(time.RFC3339, v.Value)
@@ -189,13 +208,30 @@ func (r *reader) scope(n *yaml.Node, f map[string]*yaml.Node) grant.Scope {
 }
 
 func (r *reader) expectation(n *yaml.Node) expectation {
-	f := r.fields(n, "expect", "deny", "auto", "require", "max_duration", "certificate_ttl", "rules")
+	f := r.fields(n, "expect", r.keys([]string{"deny", "auto", "require", "max_duration", "certificate_ttl", "rules"}, nil, "break_glass", "review")...)
 	if f == nil {
 		return expectation{}
 	}
 	var q rule
-	r.verdict(n, f, &q)
-	w := expectation{deny: q.deny, auto: q.auto, require: q.require}
+	var w expectation
+	if v := f["break_glass"]; v != nil {
+		w.breakGlass = r.yes(v, "break_glass", "or expect something else")
+		for _, key := range []string{"require", "auto", "deny"} {
+			if f[key] != nil {
+				r.fail(f[key], "%s together with break_glass: keep one of require, auto, deny and break_glass", key)
+			}
+		}
+	} else {
+		r.verdict(n, f, &q)
+		w = expectation{deny: q.deny, auto: q.auto, require: q.require}
+	}
+	if v := f["review"]; v != nil {
+		if !w.breakGlass {
+			r.fail(v, "review of what breaks no glass: leave it out")
+		}
+		w.review = r.groupNames(v, "review", "[security]")
+		slices.Sort(w.review)
+	}
 	slices.SortFunc(w.require, func(a, b Requirement) int { return strings.Compare(a.Group, b.Group) })
 	for key, to := range map[string]*time.Duration{"max_duration": &w.maxDuration, "certificate_ttl": &w.certificateTTL} {
 		v := f[key]

@@ -17,7 +17,7 @@ import (
 // Limits of conditions.
 const (
 	// MaxVersion is the newest version of a policy's form.
-	MaxVersion = 2
+	MaxVersion = 3
 
 	maxExpression = 2000
 	maxPattern    = 200

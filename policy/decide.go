@@ -39,7 +39,13 @@ func Decide(p *Policy, r Request) Outcome {
 	if out.Reason = wrongReason(applying, r.Reason); out.Reason != "" {
 		return out
 	}
-	return strictest(applying, r.Duration, out)
+	if out = strictest(applying, r.Duration, out); !out.Allowed || !r.BreakGlass {
+		return out
+	}
+	if reason := unbroken(applying, r); reason != "" {
+		return Outcome{Rules: out.Rules, Reason: reason}
+	}
+	return broken(applying, out)
 }
 
 // incomplete returns why nothing can be decided, or "".

@@ -16,8 +16,8 @@ import (
 	"github.com/hallpass/hallpass/policy/condition"
 )
 
-// A case reads: WHO[+GROUP…] [for SUBJECT] wants SERVICE: PERMISSION[; …] lasting DURATION [because "REASON"] [at TIME] -> OUTCOME
-var caseLine = regexp.MustCompile(`^([^\s+]+)((?:\+[^\s+]+)*)(?: for (\S+))? wants (\S+): (.+) lasting (\S+)(?: because "([^"]*)")?(?: at (\S+))? -> (.+)$`)
+// A case reads: WHO[+GROUP…] [for SUBJECT] wants|breaks the glass of SERVICE: PERMISSION[; …] lasting DURATION [because "REASON"] [at TIME] -> OUTCOME
+var caseLine = regexp.MustCompile(`^([^\s+]+)((?:\+[^\s+]+)*)(?: for (\S+))? (?:wants|(breaks the glass of)) (\S+): (.+) lasting (\S+)(?: because "([^"]*)")?(?: at (\S+))? -> (.+)$`)
 
 // TestDecide runs the cases of each file in testdata/decide against its policy.
 func TestDecide(t *testing.T) {
@@ -66,7 +66,7 @@ func parseCase(t *testing.T, line string) (policy.Request, string) {
 	if m == nil {
 		t.Fatalf("not a case: %s", line)
 	}
-	r := policy.Request{Requester: spiffe(t, m[1]), Subject: spiffe(t, m[1]), Scope: scope(t, m[4], m[5])}
+	r := policy.Request{Requester: spiffe(t, m[1]), Subject: spiffe(t, m[1]), Scope: scope(t, m[5], m[6]), BreakGlass: m[4] != ""}
 	for group := range strings.SplitSeq(m[2], "+") {
 		if group != "" {
 			r.Groups = append(r.Groups, group)
@@ -76,16 +76,16 @@ func parseCase(t *testing.T, line string) (policy.Request, string) {
 		r.Subject = spiffe(t, m[3])
 	}
 	var err error
-	if r.Duration, err = time.ParseDuration(m[6]); err != nil {
+	if r.Duration, err = time.ParseDuration(m[7]); err != nil {
 		t.Fatal(err)
 	}
-	r.Reason = m[7]
-	if m[8] != "" {
-		if r.Start, err = time.Parse(time.RFC3339, m[8]); err != nil {
+	r.Reason = m[8]
+	if m[9] != "" {
+		if r.Start, err = time.Parse(time.RFC3339, m[9]); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return r, m[9]
+	return r, m[10]
 }
 
 // decided is what the policy says once its conditions are answered.
@@ -138,6 +138,13 @@ func describe(o policy.Outcome) string {
 		}
 		by = "require " + strings.Join(groups, ",")
 	}
+	if b := o.BreakGlass; b != nil {
+		var groups []string
+		for _, r := range b.Review {
+			groups = append(groups, r.Group)
+		}
+		by = "broken glass without " + strings.TrimPrefix(by, "require ") + "; review " + strings.Join(groups, ",") + " within " + short(b.ReviewWithin)
+	}
 	return fmt.Sprintf("%s; max %s; ttl %s; rules %s", by, short(o.MaxDuration), short(o.CertificateTTL), strings.Join(o.Rules, ","))
 }
 
@@ -160,11 +167,13 @@ func checkOutcome(t interface {
 	t.Helper()
 	switch {
 	case !o.Allowed:
-		if o.Auto || o.Require != nil || o.CertificateTTL != 0 || o.Reason == "" {
+		if o.Auto || o.Require != nil || o.BreakGlass != nil || o.CertificateTTL != 0 || o.Reason == "" {
 			t.Fatalf("a denial that promises something or gives no reason: %+v", o)
 		}
 	case o.Auto == (len(o.Require) > 0):
 		t.Fatalf("neither or both of auto and require: %+v", o)
+	case o.BreakGlass != nil && (o.Auto || len(o.BreakGlass.Review) == 0 || o.BreakGlass.ReviewWithin < policy.MinReviewWithin):
+		t.Fatalf("a glass that nobody looks at: %+v", o)
 	case len(o.Rules) == 0 || o.Reason != "":
 		t.Fatalf("allowed by no rule, or with a reason why not: %+v", o)
 	case o.CertificateTTL < policy.MinDuration || o.CertificateTTL > o.MaxDuration || o.MaxDuration > policy.MaxDuration:

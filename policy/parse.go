@@ -28,12 +28,12 @@ func Parse(text []byte) (*Policy, error) {
 
 func (r *reader) policy(top *yaml.Node, p *Policy) {
 	r.version = versionOf(top)
-	f := r.fields(top, "the policy", r.keys([]string{"version", "rules"}, "services", "tests")...)
+	f := r.fields(top, "the policy", r.keys([]string{"version", "rules"}, []string{"services", "tests"})...)
 	if f == nil {
 		return
 	}
 	if n := f["version"]; n == nil {
-		r.fail(top, "no version: write version: 1, or 2 for conditions, services and tests")
+		r.fail(top, "no version: write version: 1, 2 for conditions, services and tests, or 3 for breaking the glass")
 	} else {
 		p.version = r.integer(n, "version", 1, MaxVersion)
 	}
@@ -50,19 +50,27 @@ func (r *reader) policy(top *yaml.Node, p *Policy) {
 // versionOf is which version a policy says that it is, before that was checked.
 func versionOf(top *yaml.Node) int {
 	for i := 0; top.Kind == yaml.MappingNode && i+1 < len(top.Content); i += 2 {
-		if top.Content[i].Value == "version" && top.Content[i+1].Value == "2" {
-			return 2
+		if top.Content[i].Value != "version" {
+			continue
+		}
+		for v := 2; v <= MaxVersion; v++ {
+			if top.Content[i+1].Value == strconv.Itoa(v) {
+				return v
+			}
 		}
 	}
 	return 1
 }
 
-// keys are those that every version has, and those that came with version 2.
-func (r *reader) keys(first []string, second ...string) []string {
-	if r.version < 2 {
-		return first
+// keys are those that every version has, and those that came with versions 2 and 3.
+func (r *reader) keys(first, second []string, third ...string) []string {
+	if r.version >= 2 {
+		first = append(first, second...)
 	}
-	return append(first, second...)
+	if r.version >= 3 {
+		first = append(first, third...)
+	}
+	return first
 }
 
 func (r *reader) rules(top, n *yaml.Node) []rule {
@@ -108,7 +116,7 @@ func (r *reader) one(n *yaml.Node) rule {
 	f := r.fields(n, "a rule", r.keys([]string{
 		"name", "service", "requesters", "subjects", "permissions",
 		"require", "auto", "deny", "max_duration", "certificate_ttl",
-	}, "match", "reason")...)
+	}, []string{"match", "reason"}, "break_glass")...)
 	if f == nil {
 		return rule{}
 	}
@@ -137,6 +145,9 @@ func (r *reader) one(n *yaml.Node) rule {
 	}
 	r.verdict(n, f, &q)
 	r.durations(n, f, &q)
+	if v := f["break_glass"]; v != nil {
+		q.breakGlass = r.breakGlass(v, f, q.maxDuration)
+	}
 	return q
 }
 

@@ -61,6 +61,8 @@ type Request struct {
 	Duration time.Duration
 	// Reason is why, in the requester's words.
 	Reason string
+	// BreakGlass asks to do without the approvals that the policy requires.
+	BreakGlass bool
 	// Start is when the grant would begin. Decide does not look at it: conditions
 	// do, before.
 	Start time.Time
@@ -91,6 +93,9 @@ type Outcome struct {
 	MaxDuration time.Duration
 	// CertificateTTL is how long each certificate of the grant may live.
 	CertificateTTL time.Duration
+	// BreakGlass is there when the request is granted at once though it would have
+	// to be approved: Require says by whom.
+	BreakGlass *BrokenGlass
 	// Reason says why the request is denied, and what would be right.
 	Reason string
 }
@@ -110,6 +115,7 @@ type rule struct {
 	require        []Requirement
 	maxDuration    time.Duration
 	certificateTTL time.Duration
+	breakGlass     *breakGlass // nil: nobody may
 }
 
 // Version is that of the policy's form: what its text says under version.
@@ -120,8 +126,8 @@ func (p *Policy) Version() int {
 	return p.version
 }
 
-// Groups returns every group that the policy names, as requesters or as
-// approvers, sorted, each once.
+// Groups returns every group that the policy names, as requesters, as approvers,
+// as those who may break the glass or as reviewers, sorted, each once.
 func (p *Policy) Groups() []string {
 	if p == nil {
 		return nil
@@ -135,6 +141,9 @@ func (p *Policy) Groups() []string {
 		}
 		for _, q := range r.require {
 			groups = append(groups, q.Group)
+		}
+		if b := r.breakGlass; b != nil {
+			groups = append(append(groups, b.groups...), b.reviewers...)
 		}
 	}
 	slices.Sort(groups)

@@ -131,12 +131,13 @@ func TestSchemaNamesTheKeys(t *testing.T) {
 		schema *jsonschema.Schema
 		text   string
 	}{
-		{"the policy", schema, "version: 2\nx: 1\nrules: []\n"},
-		{"a service", schema.Properties["services"].Items2020.Ref, "version: 2\nrules: []\nservices: [{x: 1}]\n"},
-		{"a rule", rule, "version: 2\nrules: [{x: 1}]\n"},
-		{"reason", rule.Properties["reason"], "version: 2\nrules: [{reason: {x: 1}}]\n"},
-		{"a test", test, "version: 2\nrules: []\ntests: [{x: 1}]\n"},
-		{"expect", test.Properties["expect"], "version: 2\nrules: []\ntests: [{expect: {x: 1}}]\n"},
+		{"the policy", schema, "version: 3\nx: 1\nrules: []\n"},
+		{"a service", schema.Properties["services"].Items2020.Ref, "version: 3\nrules: []\nservices: [{x: 1}]\n"},
+		{"a rule", rule, "version: 3\nrules: [{x: 1}]\n"},
+		{"reason", rule.Properties["reason"].Ref, "version: 3\nrules: [{reason: {x: 1}}]\n"},
+		{"break_glass", rule.Properties["break_glass"].Ref, "version: 3\nrules: [{require: [], break_glass: {x: 1}}]\n"},
+		{"a test", test, "version: 3\nrules: []\ntests: [{x: 1}]\n"},
+		{"expect", test.Properties["expect"], "version: 3\nrules: []\ntests: [{expect: {x: 1}}]\n"},
 	} {
 		_, err := policy.Parse([]byte(c.text))
 		if err == nil {

@@ -187,6 +187,8 @@ func (r *reader) fields(n *yaml.Node, what string, known ...string) map[string]*
 		switch {
 		case r.version < 2 && slices.Contains(secondKeys(), key.Value):
 			r.fail(key, "%s in a policy of version 1: write version: 2 to use it", key.Value)
+		case r.version < 3 && slices.Contains(thirdKeys(), key.Value):
+			r.fail(key, "%s in a policy of version %d: write version: 3 to use it", key.Value, r.version)
 		case key.Kind != yaml.ScalarNode || !slices.Contains(known, key.Value):
 			r.fail(key, "unknown key %q in %s: the keys are %s", key.Value, what, strings.Join(known, ", "))
 		case values[key.Value] != nil:
@@ -200,6 +202,9 @@ func (r *reader) fields(n *yaml.Node, what string, known ...string) map[string]*
 
 // secondKeys are the keys that version 2 brought.
 func secondKeys() []string { return []string{"match", "reason", "services", "tests"} }
+
+// thirdKeys are the keys that version 3 brought.
+func thirdKeys() []string { return []string{"break_glass"} }
 
 // items returns the elements of a non-empty list, or nil.
 func (r *reader) items(n *yaml.Node, what, example string) []*yaml.Node {
