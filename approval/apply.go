@@ -278,6 +278,8 @@ func (t *turn) perform() (Object, error) {
 		return t.revokeEmergency(b)
 	case AnchorAccess:
 		return t.anchorAccess(b)
+	case CloseReview:
+		return t.closeReview(b)
 	}
 	return nil, invalid("unknown kind %q", t.cmd.Kind)
 }

@@ -72,6 +72,27 @@ func (c *checker) request(u uid, r Request, granted bool) {
 	c.need(granted == (r.State == RequestApproved), "request %s is %s, grant: %v", r.ID, r.State, granted)
 	c.revisions(r)
 	c.decisions(r)
+	c.review(u, r)
+}
+
+// review checks that an open one is listed, and that nobody closed their own.
+func (c *checker) review(u uid, r Request) {
+	if r.Review == nil {
+		return
+	}
+	c.need(r.State == RequestApproved && len(r.Review.Groups) > 0 && r.Review.Due > r.Created && !r.Auto && r.RequesterPerson != "" && len(r.Decisions) == 0,
+		"request %s broke the glass, and is %s with a review by %q", r.ID, r.State, r.Review.Groups)
+	if d := u.turned(); r.Review.Closed == 0 {
+		c.mark(keyUID(prefixOpenReview, d))
+		c.want[string(pairKey(prefixReviewOf, r.RequesterPerson, string(u[:])))] = until(r.Review.Due)
+	}
+	var persons []string
+	for _, f := range r.Review.Findings {
+		c.need(f.Person != "" && f.Person != r.RequesterPerson && f.Actor != r.Requester && f.Text != "" && !slices.Contains(persons, f.Person),
+			"request %s: %s (%s) reviewed it", r.ID, f.Person, f.Actor)
+		persons = append(persons, f.Person)
+	}
+	c.need(r.Review.Closed == 0 || len(persons) >= len(r.Review.Groups), "request %s: its review was closed by %d persons", r.ID, len(persons))
 }
 
 // wantState says where among the lists by state an object must be.
@@ -121,8 +142,8 @@ func (c *checker) grants() {
 		if g.State == GrantActive {
 			c.want[string(pairKey(prefixLiveGrant, g.Subject, at))] = until(g.Expiry)
 			c.mark(dueAt(prefixDue, g.Expiry, dueGrant, at))
-		} else {
-			c.mark(dueAt(prefixEnded, g.Ended, endedRecord, at))
+		} else if ended := forgettable(c.requestOf[id], g); ended != 0 {
+			c.mark(dueAt(prefixEnded, ended, endedRecord, at))
 		}
 		c.need(g.State != GrantActive || u.made() >= c.m.EpochBegan, "grant %s is live and older than the epoch", id)
 		c.need((g.State == GrantActive) == (g.Ended == 0), "grant %s is %s and ended at %q", g.ID, g.State, g.Ended)
@@ -136,6 +157,11 @@ func (c *checker) grants() {
 // votes checks, apart from how they were counted, that the votes kept on a
 // grant fill every requirement with persons who had no part in it.
 func (c *checker) votes(g Grant, r Request) {
+	c.need(g.BreakGlass == (r.Review != nil), "grant %s: a broken glass without a review, or the other way round", g.ID)
+	if g.BreakGlass {
+		c.need(len(g.Votes) == 0 && len(seats(g.Requirements)) > 0 && r.Requester == r.Subject, "grant %s: a glass was broken, and there are %d votes", g.ID, len(g.Votes))
+		return
+	}
 	have := map[string]int{}
 	var persons []string
 	for _, v := range g.Votes {

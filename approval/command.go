@@ -3,7 +3,7 @@ package approval
 // Version is the newest version of commands that this code knows. A command of a
 // version is accepted once the cluster has agreed on it, which every member must
 // know before: see RaiseVersion. What a version means never changes afterwards.
-const Version = 3
+const Version = 4
 
 // Next is the version after Version: there is none yet, and Machine.Speaks takes
 // it so that agreeing on it can be rehearsed.
@@ -48,6 +48,9 @@ const (
 
 	// Since version 3.
 	KindAnchorAccess Kind = "access.anchor"
+
+	// Since version 4.
+	KindCloseReview Kind = "review.close"
 )
 
 // since is the version of commands that brought a kind.
@@ -57,6 +60,8 @@ func (k Kind) since() int {
 		return 2
 	case KindAnchorAccess:
 		return 3
+	case KindCloseReview:
+		return 4
 	}
 	return 1
 }
@@ -132,6 +137,7 @@ type CreateRequest struct {
 	PolicyRevision    uint64   `cbor:"9,keyasint"`
 	DirectoryRevision uint64   `cbor:"10,keyasint"`
 	Answers           []Answer `cbor:"11,keyasint,omitempty"` // since version 3
+	BreakGlass        bool     `cbor:"12,keyasint,omitempty"` // do without approval; since version 4
 }
 
 // Answer is what a condition of the policy came to, on the node that proposes. A
@@ -159,6 +165,12 @@ type DecideRequest struct {
 // CancelRequest withdraws a pending request.
 type CancelRequest struct {
 	Request string `cbor:"1,keyasint"`
+}
+
+// CloseReview says what a person found of a glass that was broken.
+type CloseReview struct {
+	Request string `cbor:"1,keyasint"`
+	Finding string `cbor:"2,keyasint"`
 }
 
 // Tick expires what is due, and forgets what ended longer ago than it says. The
@@ -358,6 +370,9 @@ func (b RevokeEmergency) target() string { return b.Grant }
 
 func (AnchorAccess) kind() Kind     { return KindAnchorAccess }
 func (AnchorAccess) target() string { return "" }
+
+func (CloseReview) kind() Kind       { return KindCloseReview }
+func (b CloseReview) target() string { return b.Request }
 
 func (Bootstrap) kind() Kind     { return KindBootstrap }
 func (CreateRequest) kind() Kind { return KindCreateRequest }

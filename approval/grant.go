@@ -33,6 +33,7 @@ func (t *turn) approve(r *Request, votes []Vote) (*grantDetails, error) {
 		Service: r.Service, Permissions: v.Permissions, Hash: v.Hash,
 		NotBefore: max(t.now, r.Start), CertificateTTL: r.CertificateTTL, CSRKey: r.CSRKey, CSRBy: r.CSRBy,
 		Auto: v.Auto, Requirements: v.Requirements, Votes: votes, Created: t.now, Trace: r.Trace, Index: t.index,
+		BreakGlass: r.Review != nil,
 	}
 	// A scheduled grant ends when it was said to, however late it was approved.
 	g.Expiry = g.NotBefore + Millis(v.DurationMS)
@@ -60,7 +61,7 @@ func (t *turn) endGrant(g *Grant, state GrantState, reason string) grantDetails 
 	t.unmark(pairKey(prefixLiveGrant, g.Subject, string(u[:])))
 	t.unmark(dueAt(prefixDue, g.Expiry, dueGrant, string(u[:])))
 	g.State, g.Ended, g.EndedBy, g.EndReason = state, t.now, t.cmd.Actor, reason
-	t.mark(dueAt(prefixEnded, g.Ended, endedRecord, string(u[:])))
+	t.markEnded(u, *g)
 	t.saveGrant(g)
 	d := grantDetails{State: state, Reason: reason}
 	if g.LatestNotAfter != 0 && state != GrantExpired {
@@ -70,6 +71,22 @@ func (t *turn) endGrant(g *Grant, state GrantState, reason string) grantDetails 
 		}
 	}
 	return d
+}
+
+// markEnded has a grant and its request forgotten in time; one whose review is open
+// waits for that.
+func (t *turn) markEnded(u uid, g Grant) {
+	r := Request{}
+	if g.BreakGlass {
+		var err error
+		if r, _, err = t.state().requestAt(u); err != nil {
+			t.fail(err)
+			return
+		}
+	}
+	if at := forgettable(r, g); at != 0 {
+		t.mark(dueAt(prefixEnded, at, endedRecord, string(u[:])))
+	}
 }
 
 // liveGrant returns a grant that has not ended, and the record that it is in.
@@ -141,8 +158,18 @@ func (t *turn) mayRevoke(g Grant) bool {
 	}
 	// Who is involved in the request is kept from approving it, and for the
 	// same reason may always stop it.
-	return t.person != "" && (len(t.state().groupsFor(g.Requirements, t.person)) > 0 ||
+	return t.person != "" && (t.reviews(g) || len(t.state().groupsFor(g.Requirements, t.person)) > 0 ||
 		t.state().involved(Request{Requester: g.Requester, Subject: g.Subject})[t.person] != "")
+}
+
+// reviews says whether the actor is to review the broken glass that a grant is of:
+// who sees that it was broken for nothing stops it at once.
+func (t *turn) reviews(g Grant) bool {
+	if !g.BreakGlass {
+		return false
+	}
+	r, err := t.state().Request(g.ID)
+	return err == nil && r.Review != nil && len(t.state().groupsFor(r.Review.Requirements(), t.person)) > 0
 }
 
 // describe says requirements in words.

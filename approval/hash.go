@@ -17,6 +17,7 @@ type content struct {
 	PolicyRevision uint64        `cbor:"10,keyasint"`
 	Requirements   []Requirement `cbor:"11,keyasint"`
 	Parent         string        `cbor:"12,keyasint"`
+	BreakGlass     bool          `cbor:"13,keyasint,omitempty"`
 }
 
 // contentHash is the canonical hash of a request as revision v says it: hex
@@ -26,7 +27,7 @@ func contentHash(r Request, v Revision) (string, error) {
 		Label: "hallpass/request/v1", Requester: r.Requester, Subject: r.Subject,
 		Service: r.Service, Permissions: v.Permissions, Start: r.Start, DurationMS: v.DurationMS,
 		Reason: r.Reason, CSRKey: r.CSRKey, PolicyRevision: r.PolicyRevision,
-		Requirements: v.Requirements, Parent: v.Parent,
+		Requirements: v.Requirements, Parent: v.Parent, BreakGlass: r.Review != nil,
 	})
 	return sha256Hex(data), err
 }

@@ -30,6 +30,8 @@ import (
 //	rs/STATE 0 <di>          …by the state of the request, but for approved
 //	ts/STATE 0 <di>          …by the state of the grant, but for expired
 //	tl/SUBJECT 0 <id>        grants that have not ended, by subject → their expiry
+//	vo/<di>                  requests whose review is open
+//	vp/PERSON 0 <id>         …by who broke the glass → when the review is due
 //	c/<id>                   changes                       (Change)
 //	ca/<di> cs/STATE 0 <di> cq/AUTHOR 0 <di>
 //	x/SERIAL                 certificates recorded         (Issue)
@@ -96,6 +98,8 @@ const (
 	prefixLogOf        = "aw/"
 	prefixLogAlarm     = "ab/"
 	prefixAnchorEnds   = "ad/"
+	prefixOpenReview   = "vo/"
+	prefixReviewOf     = "vp/"
 )
 
 // What is due, in the order in which it is done at one moment.

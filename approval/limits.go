@@ -15,6 +15,9 @@ const (
 	MaxPendingChanges = 20
 	// MaxLiveGrants is how many grants one subject may have at a time.
 	MaxLiveGrants = 1000
+	// MaxOpenReviews is how many glasses one person may have broken that nobody has
+	// reviewed yet.
+	MaxOpenReviews = 20
 	// MaxDecisions is how many persons may decide on one request.
 	MaxDecisions = 100
 	// MaxIssues is how many certificates one grant may have.

@@ -149,6 +149,7 @@ type Request struct {
 	Index           uint64       `json:"index" cbor:"23,keyasint"` // Raft index of its last change
 
 	Emergency *Emergency `json:"emergency,omitempty" cbor:"24,keyasint,omitempty"` // nil: it was asked for and decided here
+	Review    *Review    `json:"review,omitempty" cbor:"25,keyasint,omitempty"`    // there when the glass was broken: its requirements were not met
 }
 
 // Current returns what the request says now.
@@ -208,6 +209,8 @@ type Grant struct {
 	Index          uint64        `json:"index" cbor:"24,keyasint"` // Raft index of its last change
 
 	Emergency *Emergency `json:"emergency,omitempty" cbor:"25,keyasint,omitempty"` // as of its request
+
+	BreakGlass bool `json:"break_glass,omitempty" cbor:"26,keyasint,omitempty"` // it was made without the approvals that it requires
 }
 
 // StateAt returns the state, counting an active grant as expired once its time

@@ -41,6 +41,7 @@ func (t *turn) outcome(r Request, v Revision, answers []Answer) (policy.Outcome,
 	out := policy.Decide(p, policy.Request{
 		Requester: requester, Groups: groups, Subject: subject, Scope: scope,
 		Duration: time.Duration(v.DurationMS) * time.Millisecond, Reason: r.Reason, Answers: policyAnswers(answers),
+		BreakGlass: r.Review != nil,
 	})
 	if out.Allowed && !out.Auto && len(requirements(out)) == 0 {
 		// Nobody required must never read as nobody needed.

@@ -14,6 +14,7 @@ import (
 // the order in which the leaf has them, so that it need not be sorted again.
 type requestDetails struct {
 	Answers        []string            `json:"answers,omitempty"` // that conditions of the policy came to
+	BreakGlass     *glassDetails       `json:"break_glass,omitempty"`
 	Comment        string              `json:"comment,omitempty"`
 	CSRKey         string              `json:"csr_key,omitempty"`
 	Decision       Verdict             `json:"decision,omitempty"`
@@ -66,17 +67,26 @@ func (t *turn) createRequest(b CreateRequest) (Object, error) {
 	if !out.Allowed {
 		return nil, denied("%s", out.Reason)
 	}
+	var glass *glassDetails
+	if r.Review != nil {
+		if glass, err = t.breakGlass(&r, out); err != nil {
+			return nil, err
+		}
+	}
 	if v, err = pin(&r, v, out); err != nil {
 		return nil, err
 	}
 	d := requestDetails{
-		Answers: answerTexts(b.Answers),
+		Answers: answerTexts(b.Answers), BreakGlass: glass,
 		Subject: r.Subject, Service: r.Service, Permissions: v.Permissions, DurationMS: v.DurationMS,
 		Start: r.Start, Reason: r.Reason, CSRKey: r.CSRKey, PolicyRevision: r.PolicyRevision,
 		Rules: r.Rules, Requirements: requirementDetails(v.Requirements), Person: t.person, Hash: v.Hash,
 	}
 	t.openRequest(&r)
-	if r.Auto {
+	if r.Review != nil {
+		t.openReview(r)
+	}
+	if r.Auto || r.Review != nil {
 		if d.Grant, err = t.approve(&r, nil); err != nil {
 			return nil, err
 		}
@@ -121,6 +131,9 @@ func (t *turn) draftRequest(b CreateRequest) (Request, error) {
 	}
 	if b.CSRKey != "" {
 		r.CSRBy = r.Requester
+	}
+	if b.BreakGlass {
+		r.Review = &Review{} // what it says is up to the policy
 	}
 	if err := t.checkScope(r, b.Permissions); err != nil {
 		return Request{}, err

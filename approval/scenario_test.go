@@ -90,6 +90,10 @@ var verbs = []verb{
 	{regexp.MustCompile(`^via (\S+)$`), func(s *scenario, m []string, _ expectedOutcome) { s.w.node = m[0] }},
 	{regexp.MustCompile(`^tick` + opts), (*scenario).tick},
 	{regexp.MustCompile(`^(\S+) requests (\S+) (.+) for (\S+) as (\S+)` + opts), (*scenario).requests},
+	{regexp.MustCompile(`^(\S+) breaks the glass of (\S+) (.+) for (\S+) as (\S+)` + opts), (*scenario).breaksGlass},
+	{regexp.MustCompile(`^(\S+) reviews (r\d)` + opts), (*scenario).reviews},
+	{regexp.MustCompile(`^expect open reviews (.*)$`), (*scenario).expectReviews},
+	{regexp.MustCompile(`^expect review of (r\d) (.*)$`), (*scenario).expectReview},
 	{regexp.MustCompile(`^(\S+) (approves|denies) (c\d)` + opts), (*scenario).decidesChange},
 	{regexp.MustCompile(`^(\S+) (approves|denies) (r\d)` + opts), (*scenario).decides},
 	{regexp.MustCompile(`^(\S+) cancels (\S+)` + opts), (*scenario).cancels},
@@ -195,7 +199,9 @@ func (s *scenario) wait(m []string, _ expectedOutcome) { s.w.now = s.w.now.Add(s
 
 func (s *scenario) tick(m []string, want expectedOutcome) { s.do("", aTick(), options(m[0]), want) }
 
-func (s *scenario) requests(m []string, want expectedOutcome) {
+func (s *scenario) requests(m []string, want expectedOutcome) { s.asks(m, want, false) }
+
+func (s *scenario) asks(m []string, want expectedOutcome, breakGlass bool) {
 	o := options(m[5])
 	b := s.w.create(m[1], s.texts(m[1], m[2]), s.duration(m[3]))
 	b.ID = s.id(m[4])
@@ -209,6 +215,7 @@ func (s *scenario) requests(m []string, want expectedOutcome) {
 	if o["key"] != "" {
 		b.CSRKey = sha256Hex([]byte(o["key"]))
 	}
+	b.BreakGlass = breakGlass
 	b.Answers = s.answers(o["answers"], func() []Answer { return s.w.answersToCreate(spiffe(m[0]), b) })
 	s.do(m[0], b, o, want)
 }

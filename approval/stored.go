@@ -36,6 +36,22 @@ type storedRequest struct {
 	Index           uint64           `cbor:"20,keyasint"`
 	Grant           *storedGrant     `cbor:"21,keyasint,omitempty"`
 	Emergency       *Emergency       `cbor:"22,keyasint,omitempty"` // since version 2
+	Review          *storedReview    `cbor:"23,keyasint,omitempty"` // since version 4
+}
+
+// storedReview is that of a broken glass.
+type storedReview struct {
+	Groups   []int           `cbor:"1,keyasint"`
+	Due      int64           `cbor:"2,keyasint"`
+	Findings []storedFinding `cbor:"3,keyasint,omitempty"`
+	Closed   int64           `cbor:"4,keyasint,omitempty"` // 0: open; otherwise 1 more
+}
+
+type storedFinding struct {
+	Person int    `cbor:"1,keyasint"`
+	Actor  int    `cbor:"2,keyasint"`
+	Text   string `cbor:"3,keyasint"`
+	At     int64  `cbor:"4,keyasint"`
 }
 
 // storedRevision is a revision; its parent is the one before. Its hash is that of
@@ -224,6 +240,9 @@ func pack(r Request, g *Grant) (storedRequest, error) {
 			Person: p.name(d.Person), Actor: p.name(d.Actor), Deny: d.Verdict == Deny, Comment: d.Comment, Revision: on, At: p.since(d.At),
 		})
 	}
+	if r.Review != nil {
+		s.Review = p.review(*r.Review)
+	}
 	if g != nil {
 		s.Grant = p.grant(r, *g)
 		switch r.Ended {
@@ -238,6 +257,17 @@ func pack(r Request, g *Grant) (storedRequest, error) {
 		return s, fmt.Errorf("approval: keep request %s: %w", r.ID, p.err)
 	}
 	return s, nil
+}
+
+func (p *packer) review(v Review) *storedReview {
+	s := &storedReview{Due: p.since(v.Due), Closed: p.maybe(v.Closed)}
+	for _, g := range v.Groups {
+		s.Groups = append(s.Groups, p.name(g))
+	}
+	for _, f := range v.Findings {
+		s.Findings = append(s.Findings, storedFinding{p.name(f.Person), p.name(f.Actor), f.Text, p.since(f.At)})
+	}
+	return s
 }
 
 // revisionHash is the hash of a revision, or nothing where it is not kept.
@@ -342,6 +372,9 @@ func (u *unpacker) request(id uid) Request {
 	case u.Start < 0:
 		r.Start = u.when(u.Start)
 	}
+	if u.Review != nil {
+		r.Review = u.review()
+	}
 	for i, s := range u.Revisions {
 		v := Revision{
 			Hash: hex.EncodeToString(s.Hash), Permissions: s.Permissions, DurationMS: s.DurationMS,
@@ -374,6 +407,18 @@ func (u *unpacker) request(id uid) Request {
 	return r
 }
 
+func (u *unpacker) review() *Review {
+	s := u.Review
+	v := &Review{Due: u.when(s.Due), Closed: u.maybe(s.Closed), Findings: make([]Finding, 0, len(s.Findings))}
+	for _, g := range s.Groups {
+		v.Groups = append(v.Groups, u.name(g))
+	}
+	for _, f := range s.Findings {
+		v.Findings = append(v.Findings, Finding{u.name(f.Person), u.name(f.Actor), f.Text, u.when(f.At)})
+	}
+	return v
+}
+
 // granted is when the grant of r was made.
 func (u *unpacker) granted(r Request) Millis { return grantedAfter(r) + Millis(u.Grant.Created) }
 
@@ -390,7 +435,7 @@ func (u *unpacker) grant(r Request) Grant {
 		CertificateTTL: r.CertificateTTL, CSRKey: r.CSRKey, CSRBy: r.CSRBy, Auto: v.Auto, Requirements: v.Requirements,
 		Created: created, Ended: u.maybe(s.Ended), EndedBy: u.name(s.EndedBy), EndReason: s.EndReason, Issued: s.Issued,
 		LatestNotAfter: u.maybe(s.LatestNotAfter), Trace: r.Trace, Index: r.Index + uint64(s.Index), Votes: make([]Vote, 0, len(s.Votes)),
-		Emergency: r.Emergency,
+		Emergency: r.Emergency, BreakGlass: r.Review != nil,
 	}
 	if g.State == GrantExpired && s.Ended != 0 {
 		g.Ended = expiry + Millis(s.Ended-1)

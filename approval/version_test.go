@@ -62,7 +62,21 @@ func TestVersions(t *testing.T) {
 	second := w.command("", RaiseVersion{Version: 3})
 	second.V = 2
 	same("version 3", second, nil)
-	same("an anchor", w.command("", AnchorAccess{Heads: []AnchoredHead{anchorHead("payments", 1)}}), nil)
+	anchors = w.command("", AnchorAccess{Heads: []AnchoredHead{anchorHead("payments", 1)}})
+	anchors.V = 3
+	same("an anchor", anchors, nil)
+	glass := w.command("ada", ProposeChange{ID: w.id(), Edit: Edit{Kind: EditPolicySet, YAML: "version: 3\nrules: []\n"}, BaseRevision: 1})
+	glass.V = 3
+	same("a policy of the third form before version 4", glass, ErrInvalid)
+	broken := w.command("alice", CreateRequest{ID: w.id(), BreakGlass: true})
+	broken.V = 3
+	same("a broken glass before version 4", broken, ErrInvalid)
+	reviewed := w.command("alice", CloseReview{Request: w.id(), Finding: "why"})
+	reviewed.V = 3
+	same("a review before version 4", reviewed, ErrInvalid)
+	third := w.command("", RaiseVersion{Version: 4})
+	third.V = 3
+	same("version 4", third, nil)
 	same("the version of old", w.command("ada", BlockSubject{Subject: spiffe("agent/y"), Reason: "why"}), nil)
 	same("one that is not agreed on", block(Next), ErrInvalid)
 	bad := w.command("", RaiseVersion{Version: Next})

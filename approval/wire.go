@@ -133,6 +133,9 @@ func notSpoken(version int) error {
 func needs(body Body) int {
 	switch b := body.(type) {
 	case CreateRequest:
+		if b.BreakGlass {
+			return 4
+		}
 		if len(b.Answers) > 0 {
 			return 3
 		}
@@ -200,6 +203,8 @@ func decodeBody(kind Kind, data []byte) (Body, error) {
 		return decodeAs[RevokeEmergency](data)
 	case KindAnchorAccess:
 		return decodeAs[AnchorAccess](data)
+	case KindCloseReview:
+		return decodeAs[CloseReview](data)
 	}
 	return nil, fmt.Errorf("unknown kind %q", kind)
 }

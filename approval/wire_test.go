@@ -90,6 +90,11 @@ func oneOfEach() []Command {
 				Open: []string{"allow GET /healthz"}, Sent: 1772355600000,
 			}},
 		},
+		CreateRequest{
+			ID: id + "1", Subject: "spiffe://acme.test/user/bob", Service: "payments", Permissions: []string{"GET /accounts/**"},
+			Reason: "why", Duration: 600000, PolicyRevision: 3, DirectoryRevision: 4, BreakGlass: true,
+		},
+		CloseReview{Request: id + "1", Finding: "all was well"},
 	}
 	commands := make([]Command, len(bodies))
 	for i, b := range bodies {
@@ -111,6 +116,8 @@ func first(b Body) int {
 		return 2
 	case AnchorAccess:
 		return 3
+	case CloseReview:
+		return 4
 	}
 	return 1
 }
@@ -135,7 +142,7 @@ func TestWireGolden(t *testing.T) {
 			t.Errorf("%s comes back different (-sent +read):\n%s", c.Kind, diff)
 		}
 	}
-	if len(kinds) != 27 {
+	if len(kinds) != 28 {
 		t.Errorf("%d kinds", len(kinds))
 	}
 	file := filepath.Join("testdata", "wire.golden")
@@ -254,6 +261,10 @@ func TestResultRoundTrip(t *testing.T) {
 		{Index: 15, Object: Ticked{Grants: []string{"g"}, More: true}},
 		{Index: 16, Object: EmergencyJournal{Issuer: "i", Count: 2, Head: "h", Forked: 1, ForkHash: "f", Index: 3}},
 		{Index: 17, Object: EmergencyRevocation{Grant: "g", Reason: "r", By: "b", At: 1, Until: 2}},
+		{Index: 19, Object: Request{
+			ID: "x", Decisions: []Decision{}, Revisions: []Revision{}, Rules: []string{},
+			Review: &Review{Groups: []string{"g"}, Due: 1, Findings: []Finding{{Person: "p", Actor: "a", Text: "t", At: 2}}, Closed: 3},
+		}},
 		{Index: 18, Object: Anchored{Logs: []AccessLog{{Log: "l", Size: 1}}, Alarms: []LogAlarm{{Log: "l", Why: LogForked}}}},
 	} {
 		data, err := r.Encode()

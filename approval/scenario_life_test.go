@@ -1,0 +1,49 @@
+package approval
+
+import (
+	"slices"
+	"strings"
+)
+
+func (s *scenario) breaksGlass(m []string, want expectedOutcome) { s.asks(m, want, true) }
+
+func (s *scenario) reviews(m []string, want expectedOutcome) {
+	o := options(m[2])
+	s.do(m[0], CloseReview{Request: s.id(m[1]), Finding: or(o["finding"], "the queue was restarted, and nothing else")}, o, want)
+}
+
+func (s *scenario) expectReviews(m []string, _ expectedOutcome) {
+	open, _, err := Read(s.w.a).Reviews(Filter{})
+	if err != nil {
+		s.fatalf("%v", err)
+	}
+	var got, want []string
+	for _, r := range open {
+		got = append(got, r.ID)
+	}
+	for name := range strings.FieldsSeq(m[0]) {
+		if name != "none" {
+			want = append(want, s.id(name))
+		}
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		s.fatalf("open are the reviews of %q, not %q", got, want)
+	}
+}
+
+// expectReview is "closed", or "waits for" its groups.
+func (s *scenario) expectReview(m []string, _ expectedOutcome) {
+	r := s.w.request(s.id(m[0]))
+	if r.Review == nil {
+		s.fatalf("it has no review")
+	}
+	got := "waits for " + strings.Join(Read(s.w.a).OpenReview(r), " and ")
+	if r.Review.Closed != 0 {
+		got = "closed"
+	}
+	if got != m[1] {
+		s.fatalf("it %s", got)
+	}
+}
