@@ -49,7 +49,7 @@ func (n *node) wireRequest(s approval.State, r approval.Request) (api.Request, e
 		Start: moment(r.Start), CSRKey: r.CSRKey,
 		CreatedAt: r.Created.Time(), EndedAt: moment(r.Ended), EndedBy: r.EndedBy, ExpiresAt: r.Expires.Time(),
 		Hash: cur.Hash, PolicyRevision: r.PolicyRevision, Auto: r.Auto, Rules: list(r.Rules),
-		CertificateTTL: duration(r.CertificateTTL),
+		CertificateTTL: duration(r.CertificateTTL), BreakGlass: n.wireReview(s, r),
 		Revisions: mapped(r.Revisions, func(v approval.Revision) api.Revision {
 			return api.Revision{Hash: v.Hash, Permissions: list(v.Permissions), Duration: duration(v.DurationMS), By: v.By, At: v.At.Time()}
 		}),
@@ -103,7 +103,7 @@ func (n *node) wireGrant(g approval.Grant) api.Grant {
 		ID: g.ID, State: state, Requester: g.Requester, Subject: g.Subject,
 		Service: g.Service, Permissions: list(g.Permissions), SPIFFEID: g.SPIFFEID,
 		NotBefore: g.NotBefore.Time(), ExpiresAt: g.Expiry.Time(),
-		CertificateTTL: duration(g.CertificateTTL), CSRKey: g.CSRKey,
+		CertificateTTL: duration(g.CertificateTTL), CSRKey: g.CSRKey, BreakGlass: g.BreakGlass,
 	}
 	if e := g.Emergency; e != nil {
 		out.Emergency = &api.EmergencyOrigin{

@@ -76,7 +76,7 @@ func (n *node) decide(ctx context.Context, s approval.State, who spiffeid.ID, a 
 	}
 	r := policy.Request{
 		Requester: who, Groups: s.GroupsOf(s.PersonName(who)), Subject: a.subject, Scope: a.scope,
-		Duration: time.Duration(a.in.Duration), Reason: a.in.Reason, Start: n.begins(a.start),
+		Duration: time.Duration(a.in.Duration), Reason: a.in.Reason, Start: n.begins(a.start), BreakGlass: a.in.BreakGlass,
 	}
 	if r.Answers, err = n.answers(ctx, p, r); err != nil {
 		return verdict{}, err
@@ -108,7 +108,7 @@ func (b backend) DryRun(ctx context.Context, call api.Call, in api.RequestInput)
 		out = api.DryRun{
 			Allowed: o.Allowed, Auto: o.Auto, Rules: list(o.Rules), Reason: o.Reason,
 			MaxDuration: api.Duration(o.MaxDuration), CertificateTTL: api.Duration(o.CertificateTTL),
-			PolicyRevision: o.rev.Policy,
+			PolicyRevision: o.rev.Policy, BreakGlass: wouldBreak(o.BreakGlass),
 			Require: mapped(o.Require, func(q policy.Requirement) api.Requirement {
 				return api.Requirement{Group: q.Group, Approvals: q.Approvals}
 			}),
@@ -161,11 +161,15 @@ func (b backend) CreateRequest(ctx context.Context, call api.Call, in api.Reques
 			ID: id.String(), Subject: a.subject.String(), Service: in.Service, Permissions: a.scope.Texts(),
 			Reason: in.Reason, Start: a.start, Duration: time.Duration(in.Duration).Milliseconds(), CSRKey: a.csrKey,
 			PolicyRevision: o.rev.Policy, DirectoryRevision: o.rev.Directory, Answers: mapped(o.answers, toAnswer),
+			BreakGlass: in.BreakGlass,
 		})
 		return err
 	})
 	if err != nil {
 		return out, b.counted(ctx, err)
+	}
+	if r, ok := res.Object.(approval.Request); ok && r.Review != nil && res.Changed {
+		b.glassBroken(ctx, r)
 	}
 	return b.requestResult(ctx, call, res)
 }
@@ -177,7 +181,7 @@ func (b backend) requestResult(ctx context.Context, call api.Call, res approval.
 	if !ok {
 		return out, fmt.Errorf("result is a %T, not a request", res.Object)
 	}
-	if r.Ended != 0 && res.Changed {
+	if r.Ended != 0 && res.Changed && (r.Review == nil || len(r.Review.Findings) == 0) { // else it was decided before
 		b.metrics.requestDecided(ctx, string(r.State), r.Ended.Time().Sub(r.Created.Time()))
 	}
 	err = b.told(func(s approval.State) error {

@@ -40,6 +40,7 @@ type Wait struct {
 // internal: the text of the last never reaches the caller.
 type Backend interface {
 	RequestBackend
+	LifeBackend
 	GrantBackend
 	ChangeBackend
 	DirectoryBackend

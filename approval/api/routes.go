@@ -96,6 +96,7 @@ func (in waitInput) wait() (Wait, error) {
 // method of the Backend answers it.
 func (h *Handler) routes(r *registrar) {
 	h.requestRoutes(r)
+	h.lifeRoutes(r)
 	h.grantRoutes(r)
 	h.changeRoutes(r)
 	h.directoryRoutes(r)

@@ -43,6 +43,7 @@ type RequestInput struct {
 	Start       *time.Time `json:"start,omitempty" doc:"scheduled start; absent means on approval"`
 	Subject     string     `json:"subject,omitempty" maxLength:"2048" doc:"SPIFFE ID that gets the access; absent means the caller"`
 	CSR         string     `json:"csr,omitempty" maxLength:"8192" doc:"PEM certificate request whose key the grant is pinned to; optional"`
+	BreakGlass  bool       `json:"break_glass,omitempty" doc:"get it at once without approval, where the policy lets the caller, and have it reviewed"`
 	DryRun      bool       `json:"dry_run,omitempty" doc:"only say which rule decides and who must approve"`
 }
 
@@ -57,6 +58,7 @@ type DryRun struct {
 	Reason         string        `json:"reason,omitempty" doc:"why it would be refused, and what would be right"`
 	SPIFFEID       string        `json:"spiffe_id,omitempty" doc:"what the certificate would say, with a placeholder for the grant's id"`
 	PolicyRevision uint64        `json:"policy_revision"`
+	BreakGlass     *BreakGlass   `json:"break_glass,omitempty" doc:"of a request to break the glass: require is done without, and it is reviewed"`
 }
 
 // Requirement is a number of approvals from one group.
@@ -102,6 +104,7 @@ type Request struct {
 	CertificateTTL  Duration      `json:"certificate_ttl"`
 	Decisions       []Decision    `json:"decisions"`
 	Grant           *Grant        `json:"grant,omitempty" doc:"present once granted"`
+	BreakGlass      *BreakGlass   `json:"break_glass,omitempty" doc:"present when the glass was broken: it was granted without what it requires"`
 }
 
 // Decision is one person's vote.
@@ -165,6 +168,8 @@ type Grant struct {
 	Issuances      []Issuance `json:"issuances,omitempty" doc:"certificates minted for it, until a week after they end; only when one grant is read"`
 
 	Emergency *EmergencyOrigin `json:"emergency,omitempty" doc:"there when custodians made it while there was no cluster"`
+
+	BreakGlass bool `json:"break_glass,omitempty" doc:"it was made without the approvals that it requires"`
 }
 
 // Revoked says who ended a grant or an issuer early and why.

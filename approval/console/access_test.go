@@ -127,7 +127,7 @@ func everyPage(t *testing.T) map[string]answer {
 		r.Revisions = append(r.Revisions, r.Revisions[0])
 	})
 	g := api.Grant{
-		ID: "g", State: api.GrantActive, Subject: id("alice"), Service: "payments", Permissions: []string{"GET /accounts/**"}, ExpiresAt: now,
+		ID: "g", State: api.GrantActive, Subject: id("alice"), Service: "payments", Permissions: []string{"GET /accounts/**"}, ExpiresAt: now, BreakGlass: true,
 		Emergency: &api.EmergencyOrigin{Reason: "fire"}, Issuances: []api.Issuance{{Serial: "1"}},
 	}
 	b.grants = []api.Grant{g, {ID: "ended", State: api.GrantRevoked, Revoked: &api.Revoked{By: id("bob"), Reason: "x"}}}
@@ -138,6 +138,10 @@ func everyPage(t *testing.T) map[string]answer {
 		}),
 		pending(func(r *api.Request) { r.ID, r.Require = "other", nil }),
 		pending(func(r *api.Request) { r.ID, r.State, r.Grant, r.EndedAt = "granted", api.RequestApproved, &g, &now }),
+		pending(func(r *api.Request) {
+			r.ID, r.State, r.Grant, r.EndedAt = "glass", api.RequestApproved, &g, &now
+			r.BreakGlass = &api.BreakGlass{DueAt: &now, Overdue: true, WaitsFor: []string{"owners"}, Findings: []api.Finding{{Person: "carol", Identity: id("carol"), Finding: "fine", At: now}}}
+		}),
 	}
 	b.entries = []string{`{"actor":"","command":"c","details":{},"index":0,"kind":"bootstrap","node":"n1","object":"","time":"2026-03-04T11:00:00.000Z"}`, "{}"}
 	silent, behind := api.Duration(time.Second), uint64(3)
@@ -154,7 +158,7 @@ func everyPage(t *testing.T) map[string]answer {
 	who := b.signIn(t)
 	out := map[string]answer{}
 	for _, path := range []string{
-		"/", at(full), "/requests/mine", "/requests/other", "/requests/granted", "/grants", "/grants/g", "/grants/ended", "/history",
+		"/", at(full), "/requests/mine", "/requests/other", "/requests/granted", "/requests/glass", "/grants", "/grants/g", "/grants/ended", "/history",
 		"/audit", "/audit/0", "/policy", "/cluster", "/changes", "/changes/policy", "/changes/own", "/changes/old", "/ask", "/ask?service=payments&allow=GET+/a",
 	} {
 		out[path] = who.get(path)

@@ -109,6 +109,17 @@ func (f *fakeAPI) Requests(_ context.Context, q api.Filter, _ ...api.CallOption)
 	return out, err
 }
 
+func (f *fakeAPI) OpenReviews(context.Context, api.Filter, ...api.CallOption) (out api.RequestList, err error) {
+	err = f.with(func() {
+		for _, r := range f.requests {
+			if r.BreakGlass != nil && r.BreakGlass.ClosedAt == nil {
+				out.Requests = append(out.Requests, r)
+			}
+		}
+	})
+	return out, err
+}
+
 func match(want, is string) bool { return want == "" || want == is }
 
 func (f *fakeAPI) Request(_ context.Context, id string, _ ...api.CallOption) (out api.Request, err error) {

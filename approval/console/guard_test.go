@@ -114,9 +114,14 @@ func TestScriptsInTexts(t *testing.T) {
 		r.ID, r.State, r.EndedBy = "r", api.RequestDenied, evil
 		r.Decisions = []api.Decision{{Decision: "deny", Person: evil, Identity: evil, Comment: evil}}
 	}))
+	b.requests = append(b.requests, pending(func(r *api.Request) {
+		*r = b.requests[0]
+		r.ID, r.State = "glass", api.RequestApproved
+		r.BreakGlass = &api.BreakGlass{DueAt: &r.CreatedAt, WaitsFor: []string{evil}, Findings: []api.Finding{{Person: evil, Identity: evil, Finding: evil}}}
+	}))
 	b.cluster.Blocked = []api.Block{{Subject: evil, Reason: evil}}
 	who := b.signIn(t)
-	for _, path := range []string{"/", "/requests/r", "/grants", "/grants/g", "/history"} {
+	for _, path := range []string{"/", "/requests/r", "/requests/glass", "/grants", "/grants/g", "/history"} {
 		got := who.get(path)
 		if got.StatusCode != http.StatusOK || !strings.Contains(got.body, "&lt;script&gt;alert(1)") {
 			t.Errorf("%s does not show it as it is: %d\n%s", path, got.StatusCode, got.body)

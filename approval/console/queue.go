@@ -1,6 +1,7 @@
 package console
 
 import (
+	"errors"
 	"math"
 	"strconv"
 
@@ -24,6 +25,8 @@ type queued struct {
 type queueBody struct {
 	Decide, Mine, Others []queued
 	Changes              int    // of policy, groups and persons that one may decide on
+	Glasses              []api.Request // that were broken, and whose review is open
+	MoreGlasses          bool
 	Next                 string // cursor
 	First                bool
 }
@@ -34,7 +37,16 @@ func (c *Console) queue(v visit) (view, error) {
 	var list api.RequestList
 	var persons api.Persons
 	var proposed api.ChangeList
+	var glasses api.RequestList
 	err := together(func() (err error) {
+		if f.Cursor == "" {
+			glasses, err = v.api.OpenReviews(v.Context(), api.Filter{Page: api.Page{Limit: queuePage}})
+		}
+		if errors.Is(err, api.ErrNotFound) {
+			return nil // a node of an earlier release, of which no glass is broken
+		}
+		return err
+	}, func() (err error) {
 		list, err = v.api.Requests(v.Context(), f)
 		return err
 	}, func() (err error) {
@@ -50,7 +62,7 @@ func (c *Console) queue(v visit) (view, error) {
 		return view{}, err
 	}
 	p := newPeople(persons)
-	b := queueBody{Next: list.Next, First: f.Cursor == ""}
+	b := queueBody{Next: list.Next, First: f.Cursor == "", Glasses: glasses.Requests, MoreGlasses: glasses.Next != ""}
 	for _, ch := range proposed.Changes {
 		if changeStanding(v.me, ch).May {
 			b.Changes++

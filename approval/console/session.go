@@ -20,6 +20,7 @@ type API interface {
 	CreateRequest(ctx context.Context, in api.RequestInput, opts ...api.CallOption) (api.Request, error)
 	DecideRequest(ctx context.Context, id string, in api.DecisionInput, opts ...api.CallOption) (api.Request, error)
 	CancelRequest(ctx context.Context, id string, opts ...api.CallOption) (api.Request, error)
+	OpenReviews(ctx context.Context, f api.Filter, opts ...api.CallOption) (api.RequestList, error)
 	Grants(ctx context.Context, f api.Filter, opts ...api.CallOption) (api.GrantList, error)
 	Grant(ctx context.Context, id string, opts ...api.CallOption) (api.Grant, error)
 	RevokeGrant(ctx context.Context, id, reason string, opts ...api.CallOption) (api.Grant, error)

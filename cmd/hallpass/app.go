@@ -93,7 +93,7 @@ func (a *app) addCommands(root *cobra.Command) {
 			root.AddCommand(c)
 		}
 	}
-	add("access", a.newStatusCommand(), a.newRequestCommand(), a.newReviewCommand(), a.newConsoleCommand(), a.newGrantCommand(),
+	add("access", a.newStatusCommand(), a.newRequestCommand(), a.newReviewCommand(), a.newBreakGlass(), a.newConsoleCommand(), a.newGrantCommand(),
 		a.newConnectCommand(), a.newExecCommand(), a.newAgentCommand(), a.newMCPCommand(), newCertCommand(a))
 	add("rules", a.newPolicyCommand(), a.newGroupCommand(), a.newPersonCommand(), a.newChangeCommand(),
 		a.newSubjectCommand(), a.newIssuerCommand(), a.newAuditCommand())

@@ -132,6 +132,9 @@ func (a *app) dryRun(ctx context.Context, c *api.Client, in api.RequestInput) er
 		switch {
 		case !d.Allowed:
 			w.field("answer", "denied")
+		case d.BreakGlass != nil:
+			w.field("answer", "granted at once by breaking the glass")
+			glassFields(w, d.BreakGlass)
 		case d.Auto:
 			w.field("answer", "granted at once")
 		default:

@@ -16,9 +16,9 @@ import (
 func (a *app) newReviewCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "review",
-		Short: "Decide on other people's requests: list, show, approve, deny, watch",
+		Short: "Decide on other people's requests: list, show, approve, deny, watch; look at broken glasses: open, close",
 	}
-	cmd.AddCommand(a.newReviewList(), a.newReviewShow(), a.newReviewApprove(), a.newReviewDeny(), a.newReviewWatch())
+	cmd.AddCommand(a.newReviewList(), a.newReviewShow(), a.newReviewApprove(), a.newReviewDeny(), a.newReviewWatch(), a.newReviewOpen(), a.newReviewClose())
 	return cmd
 }
 

@@ -12,6 +12,7 @@ import (
 func requestFields(w *tabular, r api.Request) {
 	w.field("request", r.ID)
 	w.field("state", r.State)
+	glassFields(w, r.BreakGlass)
 	w.field("subject", r.Subject)
 	if r.Requester != r.Subject {
 		w.field("asked by", r.Requester)
@@ -65,6 +66,9 @@ func decisionLine(w *tabular, d api.Decision) string {
 func grantFields(w *tabular, g api.Grant) {
 	w.field("grant", g.ID)
 	w.field("state", g.State)
+	if g.BreakGlass {
+		w.field("GLASS BROKEN", "made without the approvals that it needs")
+	}
 	w.field("subject", g.Subject)
 	if g.Requester != g.Subject {
 		w.field("asked by", g.Requester)
