@@ -69,10 +69,39 @@ func (c *checker) request(u uid, r Request, granted bool) {
 	}
 	c.need(r.State != RequestPending || u.made() >= c.m.EpochBegan, "request %s is pending and older than the epoch", r.ID)
 	c.need((r.State == RequestPending) == (r.Ended == 0), "request %s is %s and ended at %q", r.ID, r.State, r.Ended)
-	c.need(granted == (r.State == RequestApproved), "request %s is %s, grant: %v", r.ID, r.State, granted)
+	c.need(granted == (r.State == RequestApproved && r.Extends == nil), "request %s is %s, grant: %v", r.ID, r.State, granted)
 	c.revisions(r)
 	c.decisions(r)
 	c.review(u, r)
+	c.need(r.Extends == nil || r.Extends.Grant != r.ID && r.Review == nil && r.Start == 0 && r.CSRKey == "", "request %s extends what it cannot", r.ID)
+}
+
+// extensions checks that each is an approved request for just that, and that the
+// grant's end is the last one's. Requests are forgotten before the grant is.
+func (c *checker) extensions(g Grant, r Request) {
+	c.need(len(g.Extensions) <= MaxExtensions, "grant %s was extended %d times", g.ID, len(g.Extensions))
+	c.need(len(g.Extensions) == 0 || g.Emergency == nil && !g.BreakGlass, "grant %s was extended, and is no usual one", g.ID)
+	c.need(g.CertificateTTL > 0 && g.CertificateTTL <= r.CertificateTTL, "grant %s: certificates of %d ms", g.ID, g.CertificateTTL)
+	end := g.NotBefore + Millis(r.Current().DurationMS)
+	for _, e := range g.Extensions {
+		q, kept := c.requestOf[e.Request]
+		c.need(e.MS > 0, "grant %s was extended by %d ms", g.ID, e.MS)
+		if !kept {
+			end = max(end, g.Expiry) // what it was from is not known any more
+			continue
+		}
+		c.need(q.State == RequestApproved && q.extends() == g.ID && q.Current().DurationMS == e.MS && q.Subject == g.Subject &&
+			q.Service == g.Service && slices.Equal(q.Current().Permissions, g.Permissions) && q.Extends.From <= end,
+			"grant %s was extended by request %s, which is %s", g.ID, q.ID, q.State)
+		end = q.Extends.From + Millis(e.MS)
+		c.need(q.Auto || len(e.Persons) == len(seats(q.Current().Requirements)) && len(e.Persons) > 0, "request %s: %d persons approved it", q.ID, len(e.Persons))
+		for i, person := range e.Persons {
+			c.need(person != q.RequesterPerson && person != r.RequesterPerson && !slices.Contains(e.Persons[:i], person) &&
+				slices.ContainsFunc(q.Decisions, func(d Decision) bool { return d.Person == person && d.Verdict == Approve }),
+				"request %s: %s never approved it, or may not", q.ID, person)
+		}
+	}
+	c.need(g.Expiry <= end && g.Expiry <= g.NotBefore.Add(MaxGrantLife), "grant %s ends at %s, not at %s", g.ID, g.Expiry, end)
 }
 
 // review checks that an open one is listed, and that nobody closed their own.
@@ -149,8 +178,9 @@ func (c *checker) grants() {
 		c.need((g.State == GrantActive) == (g.Ended == 0), "grant %s is %s and ended at %q", g.ID, g.State, g.Ended)
 		r := c.requestOf[id]
 		c.need(g.NotBefore >= g.Created && g.NotBefore >= r.Start && g.Expiry > g.NotBefore &&
-			int64(g.Expiry-g.NotBefore) <= r.Current().DurationMS, "grant %s lives from %s to %s", g.ID, g.NotBefore, g.Expiry)
+			int64(g.Expiry-g.NotBefore) <= r.Current().DurationMS+g.extended(), "grant %s lives from %s to %s", g.ID, g.NotBefore, g.Expiry)
 		c.votes(g, r)
+		c.extensions(g, r)
 	})
 }
 
@@ -196,5 +226,5 @@ func covers(g Grant, seen Revision) bool {
 		return false
 	}
 	want, err := grant.ParseScope(g.Service, g.Permissions)
-	return err == nil && have.Covers(want) && int64(g.Expiry-g.NotBefore) <= seen.DurationMS
+	return err == nil && have.Covers(want) && int64(g.Expiry-g.NotBefore) <= seen.DurationMS+g.extended()
 }

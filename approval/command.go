@@ -138,6 +138,7 @@ type CreateRequest struct {
 	DirectoryRevision uint64   `cbor:"10,keyasint"`
 	Answers           []Answer `cbor:"11,keyasint,omitempty"` // since version 3
 	BreakGlass        bool     `cbor:"12,keyasint,omitempty"` // do without approval; since version 4
+	Extends           string   `cbor:"13,keyasint,omitempty"` // a grant, for Duration longer; since version 4
 }
 
 // Answer is what a condition of the policy came to, on the node that proposes. A

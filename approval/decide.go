@@ -17,7 +17,7 @@ func (t *turn) decideRequest(b DecideRequest) (Object, error) {
 		return nil, stale("the request has changed since: its hash is %s now, not %s", shortHash(r.Hash()), shortHash(b.Hash)).
 			then("look at the request again, then decide with its new hash")
 	}
-	d := requestDetails{Answers: answerTexts(slices.Concat(b.Answers, b.Narrowed)), Person: t.person, Decision: b.Verdict, Comment: b.Comment, Hash: b.Hash}
+	d := requestDetails{Answers: answerTexts(slices.Concat(b.Answers, b.Narrowed)), Person: t.person, Decision: b.Verdict, Comment: b.Comment, Extends: r.extends(), Hash: b.Hash}
 	if b.Verdict == Deny {
 		err = t.denyRequest(&r, b)
 	} else {
@@ -128,6 +128,9 @@ func (t *turn) narrow(r *Request, b DecideRequest) error {
 			return invalid("answers about a request narrowed to what it is")
 		}
 		return nil
+	}
+	if r.Extends != nil && !slices.Equal(v.Permissions, was.Permissions) {
+		return denied("an extension is of the whole grant").then("shorten it, or deny it and have the requester ask for less in a new request")
 	}
 	if err := t.checkScope(*r, v.Permissions); err != nil {
 		return err

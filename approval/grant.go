@@ -18,8 +18,11 @@ type grantDetails struct {
 	Votes     []Vote     `json:"votes,omitempty"`
 }
 
-// approve turns a request into a grant. The votes are those that were counted.
+// approve turns a request into a grant, or into a later end of one. The votes are those that were counted.
 func (t *turn) approve(r *Request, votes []Vote) (*grantDetails, error) {
+	if r.Extends != nil {
+		return t.extend(r, votes)
+	}
 	if n := t.countOpen(pairPrefix(prefixLiveGrant, r.Subject), MaxLiveGrants); n >= MaxLiveGrants {
 		return nil, limited("%s has %d live grants", r.Subject, n).then("return some that are not in use")
 	}
@@ -158,7 +161,7 @@ func (t *turn) mayRevoke(g Grant) bool {
 	}
 	// Who is involved in the request is kept from approving it, and for the
 	// same reason may always stop it.
-	return t.person != "" && (t.reviews(g) || len(t.state().groupsFor(g.Requirements, t.person)) > 0 ||
+	return t.person != "" && (t.reviews(g) || g.standsOn(t.person) || len(t.state().groupsFor(g.Requirements, t.person)) > 0 ||
 		t.state().involved(Request{Requester: g.Requester, Subject: g.Subject})[t.person] != "")
 }
 

@@ -18,6 +18,7 @@ type content struct {
 	Requirements   []Requirement `cbor:"11,keyasint"`
 	Parent         string        `cbor:"12,keyasint"`
 	BreakGlass     bool          `cbor:"13,keyasint,omitempty"`
+	Extends        *Extends      `cbor:"14,keyasint,omitempty"`
 }
 
 // contentHash is the canonical hash of a request as revision v says it: hex
@@ -28,6 +29,7 @@ func contentHash(r Request, v Revision) (string, error) {
 		Service: r.Service, Permissions: v.Permissions, Start: r.Start, DurationMS: v.DurationMS,
 		Reason: r.Reason, CSRKey: r.CSRKey, PolicyRevision: r.PolicyRevision,
 		Requirements: v.Requirements, Parent: v.Parent, BreakGlass: r.Review != nil,
+		Extends: r.Extends,
 	})
 	return sha256Hex(data), err
 }

@@ -84,10 +84,8 @@ func (t *turn) checkGiver(g Grant, giver string) error {
 		return denied("%s may not give the CSR for grant %s", giver, g.ID)
 	}
 	if person := t.state().personOf(id); person != "" {
-		for _, v := range g.Votes {
-			if v.Person == person {
-				return denied("%s approved grant %s and may not hold its key", person, g.ID)
-			}
+		if g.standsOn(person) {
+			return denied("%s approved grant %s and may not hold its key", person, g.ID)
 		}
 	}
 	return nil

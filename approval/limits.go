@@ -15,6 +15,8 @@ const (
 	MaxPendingChanges = 20
 	// MaxLiveGrants is how many grants one subject may have at a time.
 	MaxLiveGrants = 1000
+	// MaxExtensions is how often one grant may be extended.
+	MaxExtensions = 50
 	// MaxOpenReviews is how many glasses one person may have broken that nobody has
 	// reviewed yet.
 	MaxOpenReviews = 20

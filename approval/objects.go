@@ -150,6 +150,7 @@ type Request struct {
 
 	Emergency *Emergency `json:"emergency,omitempty" cbor:"24,keyasint,omitempty"` // nil: it was asked for and decided here
 	Review    *Review    `json:"review,omitempty" cbor:"25,keyasint,omitempty"`    // there when the glass was broken: its requirements were not met
+	Extends   *Extends   `json:"extends,omitempty" cbor:"26,keyasint,omitempty"`   // nil: it makes a grant of its own
 }
 
 // Current returns what the request says now.
@@ -210,7 +211,8 @@ type Grant struct {
 
 	Emergency *Emergency `json:"emergency,omitempty" cbor:"25,keyasint,omitempty"` // as of its request
 
-	BreakGlass bool `json:"break_glass,omitempty" cbor:"26,keyasint,omitempty"` // it was made without the approvals that it requires
+	BreakGlass bool        `json:"break_glass,omitempty" cbor:"26,keyasint,omitempty"` // it was made without the approvals that it requires
+	Extensions []Extension `json:"extensions,omitempty" cbor:"27,keyasint,omitempty"`  // Expiry is that of the last
 }
 
 // StateAt returns the state, counting an active grant as expired once its time

@@ -38,10 +38,14 @@ func (t *turn) outcome(r Request, v Revision, answers []Answer) (policy.Outcome,
 	if person != "" {
 		groups = t.state().GroupsOf(person)
 	}
+	total, err := t.totalLife(r, v)
+	if err != nil {
+		return policy.Outcome{}, err
+	}
 	out := policy.Decide(p, policy.Request{
 		Requester: requester, Groups: groups, Subject: subject, Scope: scope,
 		Duration: time.Duration(v.DurationMS) * time.Millisecond, Reason: r.Reason, Answers: policyAnswers(answers),
-		BreakGlass: r.Review != nil,
+		BreakGlass: r.Review != nil, Total: total,
 	})
 	if out.Allowed && !out.Auto && len(requirements(out)) == 0 {
 		// Nobody required must never read as nobody needed.

@@ -19,6 +19,7 @@ type requestDetails struct {
 	CSRKey         string              `json:"csr_key,omitempty"`
 	Decision       Verdict             `json:"decision,omitempty"`
 	DurationMS     int64               `json:"duration_ms,omitempty"`
+	Extends        string              `json:"extends,omitempty"` // a grant
 	Grant          *grantDetails       `json:"grant,omitempty"`
 	Hash           string              `json:"hash"`
 	Permissions    []string            `json:"permissions,omitempty"`
@@ -77,7 +78,7 @@ func (t *turn) createRequest(b CreateRequest) (Object, error) {
 		return nil, err
 	}
 	d := requestDetails{
-		Answers: answerTexts(b.Answers), BreakGlass: glass,
+		Answers: answerTexts(b.Answers), BreakGlass: glass, Extends: r.extends(),
 		Subject: r.Subject, Service: r.Service, Permissions: v.Permissions, DurationMS: v.DurationMS,
 		Start: r.Start, Reason: r.Reason, CSRKey: r.CSRKey, PolicyRevision: r.PolicyRevision,
 		Rules: r.Rules, Requirements: requirementDetails(v.Requirements), Person: t.person, Hash: v.Hash,
@@ -138,7 +139,18 @@ func (t *turn) draftRequest(b CreateRequest) (Request, error) {
 	if err := t.checkScope(r, b.Permissions); err != nil {
 		return Request{}, err
 	}
-	return r, t.checkTimes(&r, b.Start, b.Duration)
+	if err := t.checkTimes(&r, b.Start, b.Duration); err != nil || b.Extends == "" {
+		return r, err
+	}
+	return r, t.draftExtension(&r, b)
+}
+
+// extends is the grant that a request extends, "" for none.
+func (r Request) extends() string {
+	if r.Extends == nil {
+		return ""
+	}
+	return r.Extends.Grant
 }
 
 // checkScope refuses a scope that is not canonical or too long for a SPIFFE ID.
@@ -326,7 +338,7 @@ func (t *turn) endRequest(r *Request, state RequestState) {
 	t.unmark(pairKey(prefixPendingReq, r.Requester, string(u[:])))
 	t.unmark(dueAt(prefixDue, r.Expires, dueRequest, string(u[:])))
 	r.State, r.Ended, r.EndedBy = state, t.now, t.cmd.Actor
-	if state != RequestApproved { // what is approved ends with its grant
+	if state != RequestApproved || r.Extends != nil { // what has a grant ends with it
 		t.mark(dueAt(prefixEnded, r.Ended, endedRecord, string(u[:])))
 	}
 	t.saveRequest(r)
@@ -380,6 +392,6 @@ func (t *turn) cancelRequest(b CancelRequest) (Object, error) {
 		return nil, denied("only its requester or its subject cancels a request").then("deny it instead, if you may decide on it")
 	}
 	t.endRequest(&r, RequestCancelled)
-	t.details = requestDetails{Hash: r.Hash(), State: r.State}
+	t.details = requestDetails{Extends: r.extends(), Hash: r.Hash(), State: r.State}
 	return r, nil
 }

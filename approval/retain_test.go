@@ -187,7 +187,11 @@ func TestRecordsKeepEverything(t *testing.T) {
 	r.MaxDurationMS = min(r.Revisions[0].MaxDurationMS, v.MaxDurationMS)
 	r.CertificateTTL = min(r.Revisions[0].CertificateTTL, v.CertificateTTL)
 	g.ID, g.State, g.Requester, g.Subject, g.Service, g.Permissions, g.Hash = r.ID, GrantReturned, r.Requester, r.Subject, r.Service, perms, v.Hash
-	g.CertificateTTL, g.CSRKey, g.CSRBy, g.Requirements, g.Trace = r.CertificateTTL, r.CSRKey, r.CSRBy, v.Requirements, r.Trace
+	r.Extends.Grant = u.String()
+	for i := range g.Extensions {
+		g.Extensions[i].Request = u.String()
+	}
+	g.CertificateTTL, g.CSRKey, g.CSRBy, g.Requirements, g.Trace = r.CertificateTTL-1, r.CSRKey, r.CSRBy, v.Requirements, r.Trace
 	name, err := grantID("grants.acme.test", r, perms)
 	if err != nil {
 		t.Fatal(err)
@@ -234,6 +238,8 @@ func TestRecordsRefuseWhatTheyCannotKeep(t *testing.T) {
 	}
 	for name, spoil := range map[string]func(){
 		"a hash that is none":          func() { r.Revisions[0].Hash = "abc" },
+		"an extension by no request":   func() { g.Extensions = []Extension{{Request: "abc", MS: 1}} },
+		"an extension of no grant":     func() { r.Extends = &Extends{Grant: "abc"} },
 		"a hash in capitals":           func() { r.CSRKey = strings.Repeat("AB", 32) },
 		"a decision on something else": func() { r.Decisions[0].Hash = sha256Hex(nil) },
 		"a verdict that is none":       func() { r.Decisions[0].Verdict = "perhaps" },

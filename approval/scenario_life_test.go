@@ -47,3 +47,29 @@ func (s *scenario) expectReview(m []string, _ expectedOutcome) {
 		s.fatalf("it %s", got)
 	}
 }
+
+// extends asks for what the grant is; only= and of= are what a stolen node asks for.
+func (s *scenario) extends(m []string, want expectedOutcome) {
+	o := options(m[4])
+	b := CreateRequest{ID: s.id(m[3]), Extends: s.id(m[1]), Duration: s.duration(m[2]).Milliseconds(), Reason: or(o["reason"], "not done yet")}
+	b.PolicyRevision, b.DirectoryRevision = s.w.revisions()
+	b.Service, b.Permissions, b.Subject = "payments", []string{"tcp"}, spiffe(m[0])
+	g, err := Read(s.w.a).Grant(b.Extends)
+	if err == nil {
+		b.Service, b.Permissions, b.Subject = g.Service, g.Permissions, g.Subject
+	}
+	if o["only"] != "" {
+		b.Permissions = s.texts(b.Service, o["only"])
+	}
+	if o["of"] != "" {
+		b.Subject = spiffe(o["of"])
+	}
+	if o["start"] != "" {
+		b.Start = s.w.now.Add(s.duration(o["start"])).UnixMilli()
+	}
+	if o["key"] != "" {
+		b.CSRKey = sha256Hex([]byte(o["key"]))
+	}
+	b.Answers = s.answers(o["answers"], func() []Answer { return s.w.answersToCreate(spiffe(m[0]), b) })
+	s.do(m[0], b, o, want)
+}

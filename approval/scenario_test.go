@@ -91,6 +91,7 @@ var verbs = []verb{
 	{regexp.MustCompile(`^tick` + opts), (*scenario).tick},
 	{regexp.MustCompile(`^(\S+) requests (\S+) (.+) for (\S+) as (\S+)` + opts), (*scenario).requests},
 	{regexp.MustCompile(`^(\S+) breaks the glass of (\S+) (.+) for (\S+) as (\S+)` + opts), (*scenario).breaksGlass},
+	{regexp.MustCompile(`^(\S+) extends (r\d) for (\S+) as (r\d)` + opts), (*scenario).extends},
 	{regexp.MustCompile(`^(\S+) reviews (r\d)` + opts), (*scenario).reviews},
 	{regexp.MustCompile(`^expect open reviews (.*)$`), (*scenario).expectReviews},
 	{regexp.MustCompile(`^expect review of (r\d) (.*)$`), (*scenario).expectReview},

@@ -37,6 +37,20 @@ type storedRequest struct {
 	Grant           *storedGrant     `cbor:"21,keyasint,omitempty"`
 	Emergency       *Emergency       `cbor:"22,keyasint,omitempty"` // since version 2
 	Review          *storedReview    `cbor:"23,keyasint,omitempty"` // since version 4
+	Extends         *storedExtends   `cbor:"24,keyasint,omitempty"` // since version 4
+}
+
+// storedExtends names the grant that a request extends by its id.
+type storedExtends struct {
+	Grant []byte `cbor:"1,keyasint"`
+	From  int64  `cbor:"2,keyasint"`
+}
+
+// storedExtension is one of a grant; Request is an id.
+type storedExtension struct {
+	Request []byte `cbor:"1,keyasint"`
+	MS      int64  `cbor:"2,keyasint"`
+	Persons []int  `cbor:"3,keyasint,omitempty"`
 }
 
 // storedReview is that of a broken glass.
@@ -98,6 +112,10 @@ type storedGrant struct {
 	Issued         uint64       `cbor:"9,keyasint,omitempty"`
 	LatestNotAfter int64        `cbor:"10,keyasint,omitempty"` // 0: none; otherwise 1 more
 	Index          int64        `cbor:"11,keyasint,omitempty"` // above the request's
+
+	// Since version 4.
+	Extensions     []storedExtension `cbor:"12,keyasint,omitempty"`
+	CertificateTTL int64             `cbor:"13,keyasint,omitempty"` // 0: the request's
 }
 
 // storedVote is a decision that filled a seat of a group.
@@ -177,7 +195,7 @@ func isOver(r Request, g *Grant) bool {
 	if g != nil {
 		return g.State != GrantActive
 	}
-	return r.State != RequestPending && r.State != RequestApproved
+	return r.State != RequestPending && (r.State != RequestApproved || r.Extends != nil)
 }
 
 // grantedAfter is what the moment in which a grant is made follows: nearly always
@@ -243,6 +261,9 @@ func pack(r Request, g *Grant) (storedRequest, error) {
 	if r.Review != nil {
 		s.Review = p.review(*r.Review)
 	}
+	if e := r.Extends; e != nil {
+		s.Extends = &storedExtends{p.id(e.Grant), p.since(e.From)}
+	}
 	if g != nil {
 		s.Grant = p.grant(r, *g)
 		switch r.Ended {
@@ -257,6 +278,15 @@ func pack(r Request, g *Grant) (storedRequest, error) {
 		return s, fmt.Errorf("approval: keep request %s: %w", r.ID, p.err)
 	}
 	return s, nil
+}
+
+// id is a UUID as its bytes.
+func (p *packer) id(text string) []byte {
+	u, ok := parseUID(text)
+	if !ok {
+		p.bad("%q is no id", text)
+	}
+	return u[:]
 }
 
 func (p *packer) review(v Review) *storedReview {
@@ -289,6 +319,16 @@ func (p *packer) grant(r Request, g Grant) *storedGrant {
 	}
 	if g.State == GrantExpired {
 		s.Ended = p.maybeSince(g.Ended, g.Expiry)
+	}
+	if g.CertificateTTL != r.CertificateTTL {
+		s.CertificateTTL = g.CertificateTTL
+	}
+	for _, e := range g.Extensions {
+		x := storedExtension{Request: p.id(e.Request), MS: e.MS}
+		for _, person := range e.Persons {
+			x.Persons = append(x.Persons, p.name(person))
+		}
+		s.Extensions = append(s.Extensions, x)
 	}
 	for _, v := range g.Votes {
 		by := slices.IndexFunc(r.Decisions, func(d Decision) bool {
@@ -375,6 +415,9 @@ func (u *unpacker) request(id uid) Request {
 	if u.Review != nil {
 		r.Review = u.review()
 	}
+	if e := u.Extends; e != nil {
+		r.Extends = &Extends{u.id(e.Grant), u.when(e.From)}
+	}
 	for i, s := range u.Revisions {
 		v := Revision{
 			Hash: hex.EncodeToString(s.Hash), Permissions: s.Permissions, DurationMS: s.DurationMS,
@@ -407,6 +450,14 @@ func (u *unpacker) request(id uid) Request {
 	return r
 }
 
+func (u *unpacker) id(b []byte) string {
+	if len(b) != len(uid{}) {
+		u.bad = true
+		return ""
+	}
+	return uid(b).String()
+}
+
 func (u *unpacker) review() *Review {
 	s := u.Review
 	v := &Review{Due: u.when(s.Due), Closed: u.maybe(s.Closed), Findings: make([]Finding, 0, len(s.Findings))}
@@ -436,6 +487,16 @@ func (u *unpacker) grant(r Request) Grant {
 		Created: created, Ended: u.maybe(s.Ended), EndedBy: u.name(s.EndedBy), EndReason: s.EndReason, Issued: s.Issued,
 		LatestNotAfter: u.maybe(s.LatestNotAfter), Trace: r.Trace, Index: r.Index + uint64(s.Index), Votes: make([]Vote, 0, len(s.Votes)),
 		Emergency: r.Emergency, BreakGlass: r.Review != nil,
+	}
+	if s.CertificateTTL != 0 {
+		g.CertificateTTL = s.CertificateTTL
+	}
+	for _, x := range s.Extensions {
+		e := Extension{Request: u.id(x.Request), MS: x.MS, Persons: make([]string, 0, len(x.Persons))}
+		for _, person := range x.Persons {
+			e.Persons = append(e.Persons, u.name(person))
+		}
+		g.Extensions = append(g.Extensions, e)
 	}
 	if g.State == GrantExpired && s.Ended != 0 {
 		g.Ended = expiry + Millis(s.Ended-1)

@@ -37,6 +37,14 @@ func (s State) involved(r Request) map[string]string {
 		giver, _ := by(r.CSRBy)
 		add("gave the key that it is for", giver)
 	}
+	if r.Extends != nil {
+		// Who has asked for the grant would otherwise approve that it goes on.
+		if of, err := s.Request(r.Extends.Grant); err == nil {
+			for person, stake := range s.involved(of) {
+				add(stake+" (of the grant that it extends)", person)
+			}
+		}
+	}
 	return stakes
 }
 

@@ -95,6 +95,10 @@ func oneOfEach() []Command {
 			Reason: "why", Duration: 600000, PolicyRevision: 3, DirectoryRevision: 4, BreakGlass: true,
 		},
 		CloseReview{Request: id + "1", Finding: "all was well"},
+		CreateRequest{
+			ID: id + "3", Subject: "spiffe://acme.test/user/bob", Service: "payments", Permissions: []string{"GET /accounts/**"},
+			Reason: "why", Duration: 600000, PolicyRevision: 3, DirectoryRevision: 4, Extends: id + "1",
+		},
 	}
 	commands := make([]Command, len(bodies))
 	for i, b := range bodies {

@@ -28,6 +28,7 @@ const (
 	hashLine   = "hash "
 
 	kindCreate = "request.create"
+	kindReview = "review.close"
 	kindTick   = "tick"
 	kindBlock  = "subject.block"
 	kindDecide = "request.decide"
@@ -156,12 +157,13 @@ func (b Bundle) Verify(verifiers note.Verifiers) (Report, []Entry, error) {
 }
 
 // Concerns reports whether the entry is about the request, or its grant, of
-// this id: made by a command on it, or ending it among others.
+// this id: made by a command on it, about making it longer, or ending it among others.
 func (e Entry) Concerns(id string) bool {
 	if id == "" {
 		return false
 	}
-	return e.Object == id || e.among().ends(id)
+	d := e.among()
+	return e.Object == id || d.Extends == id || d.ends(id)
 }
 
 // Ends reports whether the entry ended the request, without a grant, or the
@@ -180,12 +182,29 @@ func (e Entry) Ends(id string) bool {
 	}
 }
 
+// Review reports whether the entry opened, or closed, the review of the request of
+// this id, which broke the glass. It may be closed long after the grant has ended.
+func (e Entry) Review(id string) (opened, closed bool) {
+	if id == "" || e.Object != id {
+		return false, false
+	}
+	var d struct {
+		BreakGlass json.RawMessage `json:"break_glass"`
+		Closed     bool            `json:"closed"`
+	}
+	if (e.Kind != kindCreate && e.Kind != kindReview) || json.Unmarshal(e.Details, &d) != nil {
+		return false, false
+	}
+	return e.Kind == kindCreate && d.BreakGlass != nil, e.Kind == kindReview && d.Closed
+}
+
 // endings is the part of an entry's details that says what ended.
 type endings struct {
 	State    string    `json:"state"`
 	Requests []string  `json:"requests"`
 	Grants   []string  `json:"grants"`
-	Began    time.Time `json:"-"` // of an epoch: what is older has ended, and no list names it
+	Extends  string    `json:"extends"` // the grant that a request would make longer, or has
+	Began    time.Time `json:"-"`       // of an epoch: what is older has ended, and no list names it
 }
 
 func (d endings) ends(id string) bool {
@@ -204,7 +223,7 @@ func madeBefore(id string, t time.Time) bool {
 // among reads what an entry ended, itself or among others.
 func (e Entry) among() (d endings) {
 	switch e.Kind {
-	case kindTick, kindBlock, kindDecide, kindImport:
+	case kindTick, kindBlock, kindCreate, kindDecide, kindImport:
 		if json.Unmarshal(e.Details, &d) != nil {
 			return endings{} // of a kind of its own: it ended nothing
 		}

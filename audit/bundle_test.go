@@ -185,6 +185,36 @@ func TestEntryEnds(t *testing.T) {
 	}
 }
 
+// TestEntryOfAnExtension: what makes a grant live longer is about that grant, and does
+// not end it; the review of a broken glass is about it after its end.
+func TestEntryOfAnExtension(t *testing.T) {
+	extends := json.RawMessage(`{"extends":"` + oneGrant + `","state":"denied"}`)
+	for _, kind := range []string{"request.create", "request.decide"} {
+		e := audit.Entry{Kind: kind, Object: "another", Details: extends}
+		if !e.Concerns(oneGrant) || e.Ends(oneGrant) || e.Concerns("x") || !e.Concerns("another") {
+			t.Errorf("%s: concerns %t, ends %t", kind, e.Concerns(oneGrant), e.Ends(oneGrant))
+		}
+	}
+	for _, c := range []struct {
+		kind, details  string
+		opened, closed bool
+	}{
+		{"request.create", `{"break_glass":{"review":["security"]}}`, true, false},
+		{"request.create", `{}`, false, false},
+		{"request.decide", `{"break_glass":{}}`, false, false},
+		{"review.close", `{"open":["security"]}`, false, false},
+		{"review.close", `{"closed":true}`, false, true},
+	} {
+		e := audit.Entry{Kind: c.kind, Object: oneGrant, Details: json.RawMessage(c.details)}
+		if opened, closed := e.Review(oneGrant); opened != c.opened || closed != c.closed {
+			t.Errorf("%s %s: opened %t, closed %t", c.kind, c.details, opened, closed)
+		}
+		if opened, closed := e.Review("x"); opened || closed || e.Ends(oneGrant) {
+			t.Errorf("%s %s is about another", c.kind, c.details)
+		}
+	}
+}
+
 // An epoch ends all that is older, and lists none of it: a bundle without its entry
 // would show a grant that lasted to its end.
 func TestEpochEndsWhatIsOlder(t *testing.T) {

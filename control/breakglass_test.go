@@ -27,7 +27,8 @@ rules:
 func TestBreakGlass(t *testing.T) {
 	t.Parallel()
 	reader := sdkmetric.NewManualReader()
-	c := newCluster(t, func(cfg *Config) { cfg.Meter = sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader)) })
+	meter := sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader))
+	c := newCluster(t, func(cfg *Config) { cfg.Meter = meter })
 	ctx := t.Context()
 	c.setPolicy(t, glassPolicy)
 	alice, ann := c.at(c.follower(), "user/alice"), c.as("user/ann")

@@ -65,6 +65,15 @@ func (n *node) begins(start int64) time.Time {
 	return now
 }
 
+// startOf is from when on r would give access that there is not without it, 0 for
+// at once.
+func startOf(r approval.Request) int64 {
+	if r.Extends != nil {
+		return int64(r.Extends.From)
+	}
+	return int64(r.Start)
+}
+
 // answerDecision fills in what a decision on r says besides its caller's own
 // words: the revisions that were looked at and, for an approval, what the policy's
 // conditions say now, to the request as it is and as the decision narrows it.
@@ -116,7 +125,7 @@ func (n *node) answersAbout(ctx context.Context, s approval.State, r approval.Re
 	}
 	said, err := n.answers(ctx, p, policy.Request{
 		Requester: requester, Groups: s.GroupsOf(s.PersonName(requester)), Subject: subject, Scope: scope,
-		Duration: time.Duration(v.DurationMS) * time.Millisecond, Reason: r.Reason, Start: n.begins(int64(r.Start)),
+		Duration: time.Duration(v.DurationMS) * time.Millisecond, Reason: r.Reason, Start: n.begins(startOf(r)),
 	})
 	if err != nil || len(said) == 0 {
 		return nil, err

@@ -61,7 +61,7 @@ func (n *node) wireRequest(s approval.State, r approval.Request) (api.Request, e
 	if len(r.Decisions) > 0 {
 		votes, counts = s.Standing(r)
 	}
-	if r.State == approval.RequestApproved {
+	if r.State == approval.RequestApproved && r.Extends == nil {
 		g, err := s.Grant(r.ID)
 		if err != nil {
 			return out, err
@@ -72,6 +72,9 @@ func (n *node) wireRequest(s approval.State, r approval.Request) (api.Request, e
 	given := map[string]int{}
 	for _, v := range votes {
 		given[v.Group]++
+	}
+	if err := n.wireExtends(s, r, &out, given); err != nil {
+		return out, err
 	}
 	out.Require = mapped(cur.Requirements, func(q approval.Requirement) api.Requirement {
 		return api.Requirement{Group: q.Group, Approvals: q.Approvals, Given: given[q.Group]}
@@ -104,6 +107,9 @@ func (n *node) wireGrant(g approval.Grant) api.Grant {
 		Service: g.Service, Permissions: list(g.Permissions), SPIFFEID: g.SPIFFEID,
 		NotBefore: g.NotBefore.Time(), ExpiresAt: g.Expiry.Time(),
 		CertificateTTL: duration(g.CertificateTTL), CSRKey: g.CSRKey, BreakGlass: g.BreakGlass,
+	}
+	for _, e := range g.Extensions {
+		out.Extensions = append(out.Extensions, api.Extension{Request: e.Request, Duration: duration(e.MS)})
 	}
 	if e := g.Emergency; e != nil {
 		out.Emergency = &api.EmergencyOrigin{

@@ -2,11 +2,16 @@ package control
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/hallpass/hallpass/approval"
 	"github.com/hallpass/hallpass/approval/api"
+	"github.com/hallpass/hallpass/grant"
 	"github.com/hallpass/hallpass/policy"
 )
 
@@ -51,6 +56,79 @@ func (b backend) CloseReview(ctx context.Context, call api.Call, id string, in a
 		return out, b.counted(ctx, err)
 	}
 	return b.requestResult(ctx, call, res)
+}
+
+// ExtendGrant implements api.LifeBackend.
+func (b backend) ExtendGrant(ctx context.Context, call api.Call, id string, in api.ExtendInput) (out api.Request, err error) {
+	a, err := b.extension(ctx, call, id, in)
+	if err != nil {
+		return out, b.counted(ctx, err)
+	}
+	return b.ask(ctx, call, a)
+}
+
+// DryRunExtend implements api.LifeBackend.
+func (b backend) DryRunExtend(ctx context.Context, call api.Call, id string, in api.ExtendInput) (out api.DryRun, err error) {
+	a, err := b.extension(ctx, call, id, in)
+	if err != nil {
+		return out, err
+	}
+	return b.wouldBe(ctx, call, a)
+}
+
+// extension reads what a request for one asks for: all that the grant is, for longer.
+func (b backend) extension(ctx context.Context, call api.Call, id string, in api.ExtendInput) (a asked, err error) {
+	if in.Duration <= 0 {
+		return a, api.NewProblem(api.CodeInvalid, "duration: must be above 0", "want a form such as 30m")
+	}
+	var g approval.Grant
+	if err := b.look(ctx, call, func(s approval.State) (err error) {
+		g, err = visibleGrant(s, call.Caller.ID, id)
+		return err
+	}); err != nil {
+		return a, err
+	}
+	if a.subject, err = spiffeid.FromString(g.Subject); err != nil {
+		return a, err
+	}
+	if a.scope, err = grant.ParseScope(g.Service, g.Permissions); err != nil {
+		return a, err
+	}
+	a.in = api.RequestInput{Service: g.Service, Permissions: g.Permissions, Reason: in.Reason, Duration: in.Duration}
+	a.extends = g.ID
+	return a, nil
+}
+
+// extends looks at the grant that a request would extend: how long it would live in
+// all, and from when on it would live longer. Both are 0 for one that extends none.
+func extends(s approval.State, a asked) (total time.Duration, from int64, err error) {
+	if a.extends == "" {
+		return 0, 0, nil
+	}
+	g, err := s.Grant(a.extends)
+	return approval.TotalLife(g, time.Duration(a.in.Duration).Milliseconds()), int64(g.Expiry), err
+}
+
+// wireExtends shows the grant that r extends, if it does.
+func (n *node) wireExtends(s approval.State, r approval.Request, out *api.Request, given map[string]int) error {
+	if r.Extends == nil {
+		return nil
+	}
+	to := r.Extends.From + approval.Millis(r.Current().DurationMS)
+	out.Extends = &api.Extends{Grant: r.Extends.Grant, From: r.Extends.From.Time(), To: to.Time()}
+	if r.State != approval.RequestApproved {
+		return nil
+	}
+	for _, q := range r.Current().Requirements {
+		given[q.Group] = q.Approvals // or it would not have been approved
+	}
+	g, err := s.Grant(r.Extends.Grant)
+	if errors.Is(err, approval.ErrNotFound) {
+		return nil // forgotten
+	}
+	wire := n.wireGrant(g)
+	out.Grant = &wire
+	return err
 }
 
 // glassBroken makes it heard that somebody did without approval: at once, where

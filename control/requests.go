@@ -26,6 +26,7 @@ type asked struct {
 	scope   grant.Scope
 	start   int64
 	csrKey  string
+	extends string // a grant; "": it asks for one of its own
 	in      api.RequestInput
 }
 
@@ -74,9 +75,14 @@ func (n *node) decide(ctx context.Context, s approval.State, who spiffeid.ID, a 
 	if err != nil {
 		return verdict{}, err
 	}
+	total, from, err := extends(s, a)
+	if err != nil {
+		return verdict{}, err
+	}
 	r := policy.Request{
+		Total:     total,
 		Requester: who, Groups: s.GroupsOf(s.PersonName(who)), Subject: a.subject, Scope: a.scope,
-		Duration: time.Duration(a.in.Duration), Reason: a.in.Reason, Start: n.begins(a.start), BreakGlass: a.in.BreakGlass,
+		Duration: time.Duration(a.in.Duration), Reason: a.in.Reason, Start: n.begins(max(a.start, from)), BreakGlass: a.in.BreakGlass,
 	}
 	if r.Answers, err = n.answers(ctx, p, r); err != nil {
 		return verdict{}, err
@@ -99,7 +105,11 @@ func (b backend) DryRun(ctx context.Context, call api.Call, in api.RequestInput)
 	if err != nil {
 		return api.DryRun{}, err
 	}
-	var out api.DryRun
+	return b.wouldBe(ctx, call, a)
+}
+
+// wouldBe says what the policy would answer.
+func (b backend) wouldBe(ctx context.Context, call api.Call, a asked) (out api.DryRun, err error) {
 	err = b.view(ctx, call, func(s approval.State) error {
 		o, err := b.decide(ctx, s, call.Caller.ID, a)
 		if err != nil {
@@ -133,6 +143,12 @@ func (b backend) CreateRequest(ctx context.Context, call api.Call, in api.Reques
 	if err != nil {
 		return out, b.counted(ctx, err)
 	}
+	return b.ask(ctx, call, a)
+}
+
+// ask opens a request.
+func (b backend) ask(ctx context.Context, call api.Call, a asked) (out api.Request, err error) {
+	in := a.in
 	id, err := uuid.NewV7()
 	if err != nil {
 		return out, fmt.Errorf("request id: %w", err)
@@ -161,7 +177,7 @@ func (b backend) CreateRequest(ctx context.Context, call api.Call, in api.Reques
 			ID: id.String(), Subject: a.subject.String(), Service: in.Service, Permissions: a.scope.Texts(),
 			Reason: in.Reason, Start: a.start, Duration: time.Duration(in.Duration).Milliseconds(), CSRKey: a.csrKey,
 			PolicyRevision: o.rev.Policy, DirectoryRevision: o.rev.Directory, Answers: mapped(o.answers, toAnswer),
-			BreakGlass: in.BreakGlass,
+			BreakGlass: in.BreakGlass, Extends: a.extends,
 		})
 		return err
 	})

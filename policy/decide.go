@@ -39,7 +39,15 @@ func Decide(p *Policy, r Request) Outcome {
 	if out.Reason = wrongReason(applying, r.Reason); out.Reason != "" {
 		return out
 	}
-	if out = strictest(applying, r.Duration, out); !out.Allowed || !r.BreakGlass {
+	if out = strictest(applying, r.Duration, out); !out.Allowed {
+		return out
+	}
+	if r.Total != 0 {
+		if reason := unextended(applying, r); reason != "" {
+			return Outcome{Rules: out.Rules, Reason: reason}
+		}
+	}
+	if !r.BreakGlass {
 		return out
 	}
 	if reason := unbroken(applying, r); reason != "" {

@@ -16,8 +16,8 @@ import (
 	"github.com/hallpass/hallpass/policy/condition"
 )
 
-// A case reads: WHO[+GROUP…] [for SUBJECT] wants|breaks the glass of SERVICE: PERMISSION[; …] lasting DURATION [because "REASON"] [at TIME] -> OUTCOME
-var caseLine = regexp.MustCompile(`^([^\s+]+)((?:\+[^\s+]+)*)(?: for (\S+))? (?:wants|(breaks the glass of)) (\S+): (.+) lasting (\S+)(?: because "([^"]*)")?(?: at (\S+))? -> (.+)$`)
+// A case reads: WHO[+GROUP…] [for SUBJECT] wants|breaks the glass of SERVICE: PERMISSION[; …] lasting DURATION [of TOTAL in all] [because "REASON"] [at TIME] -> OUTCOME
+var caseLine = regexp.MustCompile(`^([^\s+]+)((?:\+[^\s+]+)*)(?: for (\S+))? (?:wants|(breaks the glass of)) (\S+): (.+) lasting (\S+)(?: of (\S+) in all)?(?: because "([^"]*)")?(?: at (\S+))? -> (.+)$`)
 
 // TestDecide runs the cases of each file in testdata/decide against its policy.
 func TestDecide(t *testing.T) {
@@ -79,13 +79,18 @@ func parseCase(t *testing.T, line string) (policy.Request, string) {
 	if r.Duration, err = time.ParseDuration(m[7]); err != nil {
 		t.Fatal(err)
 	}
-	r.Reason = m[8]
-	if m[9] != "" {
-		if r.Start, err = time.Parse(time.RFC3339, m[9]); err != nil {
+	if m[8] != "" {
+		if r.Total, err = time.ParseDuration(m[8]); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return r, m[10]
+	r.Reason = m[9]
+	if m[10] != "" {
+		if r.Start, err = time.Parse(time.RFC3339, m[10]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return r, m[11]
 }
 
 // decided is what the policy says once its conditions are answered.

@@ -61,6 +61,9 @@ type Request struct {
 	Duration time.Duration
 	// Reason is why, in the requester's words.
 	Reason string
+	// Total is how long the grant would live that the request extends, with this
+	// extension; 0: it extends none.
+	Total time.Duration
 	// BreakGlass asks to do without the approvals that the policy requires.
 	BreakGlass bool
 	// Start is when the grant would begin. Decide does not look at it: conditions
@@ -115,7 +118,8 @@ type rule struct {
 	require        []Requirement
 	maxDuration    time.Duration
 	certificateTTL time.Duration
-	breakGlass     *breakGlass // nil: nobody may
+	breakGlass     *breakGlass   // nil: nobody may
+	maxExtended    time.Duration // of a grant with its extensions; 0: it has none
 }
 
 // Version is that of the policy's form: what its text says under version.

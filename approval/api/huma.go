@@ -138,13 +138,34 @@ func post[I, O any](r *registrar, id, path, summary string, fn func(context.Cont
 	register(r, r.operation(http.MethodPost, id, path, summary, http.StatusOK), fn)
 }
 
-// createRequest registers the one operation with two kinds of answer.
+// createRequest registers an operation with two kinds of answer.
 func (r *registrar) createRequest(b RequestBackend) {
+	op := r.operation(http.MethodPost, "createRequest", "/v1/requests", "Ask for access, or with dry_run what would be needed", http.StatusCreated)
+	asking(r, op, func(ctx context.Context, in *postInput[RequestInput]) (any, error) {
+		if in.Body.DryRun {
+			return b.DryRun(ctx, callFrom(ctx, false), in.Body)
+		}
+		return b.CreateRequest(ctx, callFrom(ctx, false), in.Body)
+	})
+}
+
+// extendGrant registers the other one.
+func (r *registrar) extendGrant(b LifeBackend) {
+	op := r.operation(http.MethodPost, "extendGrant", "/v1/grants/{id}/extend", "Ask for a grant to live longer, or with dry_run what would be needed", http.StatusCreated)
+	asking(r, op, func(ctx context.Context, in *postIDInput[ExtendInput]) (any, error) {
+		if in.Body.DryRun {
+			return b.DryRunExtend(ctx, callFrom(ctx, false), in.ID, in.Body)
+		}
+		return b.ExtendGrant(ctx, callFrom(ctx, false), in.ID, in.Body)
+	})
+}
+
+// asking registers an operation that answers with a Request, or with a DryRun.
+func asking[T any](r *registrar, op huma.Operation, fn func(ctx context.Context, in *T) (any, error)) {
 	registry := r.api.OpenAPI().Components.Schemas
 	schema := func(t reflect.Type) map[string]*huma.MediaType {
 		return map[string]*huma.MediaType{"application/json": {Schema: registry.Schema(t, true, "")}}
 	}
-	op := r.operation(http.MethodPost, "createRequest", "/v1/requests", "Ask for access, or with dry_run what would be needed", http.StatusCreated)
 	op.Responses["201"] = &huma.Response{Description: "The request", Content: schema(reflect.TypeFor[Request]())}
 	op.Responses["200"] = &huma.Response{Description: "dry_run: what the policy says", Content: schema(reflect.TypeFor[DryRun]())}
 	type out struct {
@@ -152,19 +173,15 @@ func (r *registrar) createRequest(b RequestBackend) {
 		Location string `header:"Location"`
 		Body     any
 	}
-	huma.Register(r.api, op, func(ctx context.Context, in *postInput[RequestInput]) (*out, error) {
-		if in.Body.DryRun {
-			v, err := b.DryRun(ctx, callFrom(ctx, false), in.Body)
-			if err != nil {
-				return nil, r.handler.problem(ctx, err)
-			}
-			return &out{Status: http.StatusOK, Body: v}, nil
-		}
-		v, err := b.CreateRequest(ctx, callFrom(ctx, false), in.Body)
+	huma.Register(r.api, op, func(ctx context.Context, in *T) (*out, error) {
+		v, err := fn(ctx, in)
 		if err != nil {
 			return nil, r.handler.problem(ctx, err)
 		}
-		return &out{Status: http.StatusCreated, Location: "/v1/requests/" + v.ID, Body: v}, nil
+		if made, ok := v.(Request); ok {
+			return &out{Status: http.StatusCreated, Location: "/v1/requests/" + made.ID, Body: v}, nil
+		}
+		return &out{Status: http.StatusOK, Body: v}, nil
 	})
 }
 

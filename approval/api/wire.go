@@ -105,6 +105,7 @@ type Request struct {
 	Decisions       []Decision    `json:"decisions"`
 	Grant           *Grant        `json:"grant,omitempty" doc:"present once granted"`
 	BreakGlass      *BreakGlass   `json:"break_glass,omitempty" doc:"present when the glass was broken: it was granted without what it requires"`
+	Extends         *Extends      `json:"extends,omitempty" doc:"present when it makes no grant of its own, but extends one; grant is that one once it is approved"`
 }
 
 // Decision is one person's vote.
@@ -169,7 +170,8 @@ type Grant struct {
 
 	Emergency *EmergencyOrigin `json:"emergency,omitempty" doc:"there when custodians made it while there was no cluster"`
 
-	BreakGlass bool `json:"break_glass,omitempty" doc:"it was made without the approvals that it requires"`
+	BreakGlass bool        `json:"break_glass,omitempty" doc:"it was made without the approvals that it requires"`
+	Extensions []Extension `json:"extensions,omitempty" doc:"by which it lives longer than was approved first"`
 }
 
 // Revoked says who ended a grant or an issuer early and why.

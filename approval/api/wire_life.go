@@ -31,11 +31,34 @@ type ReviewInput struct {
 	Finding string `json:"finding" minLength:"1" maxLength:"2000" doc:"what was found, in words"`
 }
 
+// ExtendInput is the body of POST /v1/grants/{id}/extend.
+type ExtendInput struct {
+	Duration Duration `json:"duration" doc:"how much longer than it would live now" example:"30m"`
+	Reason   string   `json:"reason" minLength:"1" maxLength:"2000" doc:"why, for the approvers and the audit log"`
+	DryRun   bool     `json:"dry_run,omitempty" doc:"only say which rule decides and who must approve"`
+}
+
+// Extends says which grant a request would extend, and until when.
+type Extends struct {
+	Grant string    `json:"grant"`
+	From  time.Time `json:"from" doc:"the end that the grant had"`
+	To    time.Time `json:"to" doc:"the end that it has once this is approved"`
+}
+
+// Extension is an approved request that moved a grant's end.
+type Extension struct {
+	Request  string   `json:"request"`
+	Duration Duration `json:"duration"`
+}
+
 // LifeBackend serves what happens to requests and grants besides decisions.
 type LifeBackend interface {
 	// OpenReviews lists requests that broke the glass and whose review is open.
 	OpenReviews(ctx context.Context, call Call, f Filter) (RequestList, error)
 	CloseReview(ctx context.Context, call Call, id string, in ReviewInput) (Request, error)
+	// ExtendGrant asks for a grant to live longer.
+	ExtendGrant(ctx context.Context, call Call, id string, in ExtendInput) (Request, error)
+	DryRunExtend(ctx context.Context, call Call, id string, in ExtendInput) (DryRun, error)
 }
 
 type reviewsInput struct {
@@ -54,10 +77,25 @@ func (h *Handler) lifeRoutes(r *registrar) {
 				Service: in.Service, Requester: in.Requester, Page: Page{Limit: in.Limit, Cursor: in.Cursor},
 			})
 		})
+	r.extendGrant(b)
 	post(r, "closeReview", "/v1/requests/{id}/review", "Say what was found of a glass that was broken; for its reviewers, once the grant is over",
 		func(ctx context.Context, in *postIDInput[ReviewInput]) (Request, error) {
 			return b.CloseReview(ctx, callFrom(ctx, false), in.ID, in.Body)
 		})
+}
+
+// ExtendGrant asks for a grant to live longer. The answer is a request as any other.
+func (c *Client) ExtendGrant(ctx context.Context, id string, in ExtendInput, opts ...CallOption) (out Request, err error) {
+	in.DryRun = false
+	err = c.post(ctx, "/v1/grants/"+url.PathEscape(id)+"/extend", in, &out, opts)
+	return out, err
+}
+
+// DryRunExtend says what the policy would answer to ExtendGrant; nothing is written.
+func (c *Client) DryRunExtend(ctx context.Context, id string, in ExtendInput, opts ...CallOption) (out DryRun, err error) {
+	in.DryRun = true
+	err = c.post(ctx, "/v1/grants/"+url.PathEscape(id)+"/extend", in, &out, opts)
+	return out, err
 }
 
 // OpenReviews lists requests that broke the glass and whose review is open. State and

@@ -106,14 +106,17 @@ func entriesAbout(ctx context.Context, c *api.Client, grant string, from time.Ti
 		return nil, err
 	}
 	var until time.Time // zero while it has not ended
+	review := false     // of a broken glass is open
 	err = eachEntry(ctx, c, at, size, func(e audit.Entry, body []byte) (more bool, err error) {
 		if e.Concerns(grant) {
 			about = append(about, found{e.Index, body})
 			if e.Ends(grant) {
 				until = e.Time.Add(proofTail)
 			}
+			opened, closed := e.Review(grant)
+			review = (review || opened) && !closed
 		}
-		return until.IsZero() || !e.Time.After(until), nil
+		return review || until.IsZero() || !e.Time.After(until), nil
 	})
 	return about, err
 }

@@ -17,9 +17,9 @@ import (
 func (a *app) newRequestCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "request",
-		Short: "Ask for access: create, list, get, cancel, return",
+		Short: "Ask for access: create, list, get, cancel, extend, return",
 	}
-	cmd.AddCommand(a.newRequestCreate(), a.newRequestList(), a.newRequestGet(), a.newRequestCancel(), a.newRequestReturn())
+	cmd.AddCommand(a.newRequestCreate(), a.newRequestList(), a.newRequestGet(), a.newRequestCancel(), a.newRequestExtend(), a.newRequestReturn())
 	return cmd
 }
 
@@ -128,7 +128,11 @@ func (a *app) dryRun(ctx context.Context, c *api.Client, in api.RequestInput) er
 	if err != nil {
 		return err
 	}
-	err = a.print(d, func(w *tabular) {
+	return a.printDryRun(d)
+}
+
+func (a *app) printDryRun(d api.DryRun) error {
+	err := a.print(d, func(w *tabular) {
 		switch {
 		case !d.Allowed:
 			w.field("answer", "denied")
@@ -160,6 +164,11 @@ func (a *app) createRequest(ctx context.Context, c *api.Client, in api.RequestIn
 	if err != nil {
 		return err
 	}
+	return a.asked(ctx, c, r, f)
+}
+
+// asked prints a request that was made, or waits for its decision first.
+func (a *app) asked(ctx context.Context, c *api.Client, r api.Request, f requestFlags) error {
 	if f.quiet {
 		fmt.Fprintln(a.stdout, safeLine(r.ID))
 	}
@@ -206,6 +215,10 @@ func (a *app) nextForRequest(r api.Request) {
 	case api.RequestPending:
 		a.next("an approver runs: hallpass review show %s", r.ID)
 	case api.RequestApproved:
+		if r.Extends != nil {
+			a.next("nothing: who holds it renews its certificate as before, and open connections stay")
+			return
+		}
 		a.next("hallpass grant cert %s   or   hallpass connect %s --via HOST:PORT --grant %s", r.ID, r.Service, r.ID)
 	}
 }

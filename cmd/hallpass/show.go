@@ -20,7 +20,9 @@ func requestFields(w *tabular, r api.Request) {
 	w.field("person", r.RequesterPerson)
 	w.field("service", r.Service)
 	w.field("may", strings.Join(r.Permissions, "\n"))
-	if r.Start != nil {
+	if e := r.Extends; e != nil {
+		w.field("extends", "grant "+e.Grant, fmt.Sprintf("by %s, from %s to %s", r.Duration, w.when(e.From), w.when(e.To)))
+	} else if r.Start != nil {
 		w.field("for", fmt.Sprintf("%s from %s", r.Duration, w.when(*r.Start)))
 	} else {
 		w.field("for", r.Duration.String()+" from approval")
@@ -77,6 +79,9 @@ func grantFields(w *tabular, g api.Grant) {
 	w.field("may", strings.Join(g.Permissions, "\n"))
 	w.field("from", w.when(g.NotBefore))
 	w.field("until", w.when(g.ExpiresAt))
+	for _, e := range g.Extensions {
+		w.field("extended", fmt.Sprintf("by %s, request %s", e.Duration, e.Request))
+	}
 	w.field("name", g.SPIFFEID)
 	if e := g.Emergency; e != nil {
 		w.field("EMERGENCY", fmt.Sprintf("made offline by %s, record %d of issuer %s", strings.Join(e.Custodians, " and "), e.N, e.Issuer),
