@@ -136,7 +136,9 @@ func everyPage(t *testing.T) map[string]answer {
 		pending(func(r *api.Request) {
 			r.ID, r.Requester, r.Subject, r.RequesterPerson = "mine", id("bob"), id("bob"), "bob"
 		}),
-		pending(func(r *api.Request) { r.ID, r.Require, r.Extends = "other", nil, &api.Extends{Grant: "g", From: now, To: now} }),
+		pending(func(r *api.Request) {
+			r.ID, r.Require, r.Extends = "other", nil, &api.Extends{Grant: "g", From: now, To: now}
+		}),
 		pending(func(r *api.Request) { r.ID, r.State, r.Grant, r.EndedAt = "granted", api.RequestApproved, &g, &now }),
 		pending(func(r *api.Request) {
 			r.ID, r.State, r.Grant, r.EndedAt = "glass", api.RequestApproved, &g, &now
