@@ -24,7 +24,7 @@ type queued struct {
 
 type queueBody struct {
 	Decide, Mine, Others []queued
-	Changes              int    // of policy, groups and persons that one may decide on
+	Changes              int           // of policy, groups and persons that one may decide on
 	Glasses              []api.Request // that were broken, and whose review is open
 	MoreGlasses          bool
 	Next                 string // cursor
