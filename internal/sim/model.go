@@ -32,6 +32,7 @@ type input struct {
 	act     act
 	service string
 	person  string
+	auto    bool // of a request: it needs nobody
 
 	began, ended time.Time // of a block, which ends the grants that have not run out
 	against      tense     // of a block: the grant's end, set for each request
@@ -125,7 +126,7 @@ func (o object) done(in input) (ok bool, next object, shows string) {
 	switch in.act {
 	case create:
 		next = object{known: true, request: api.RequestPending, blocked: o.blocked, serials: 0}
-		if in.service == "wiki" {
+		if in.auto {
 			next.request, next.grant = api.RequestApproved, api.GrantActive
 		}
 		return !o.known && !o.blocked, next, next.request

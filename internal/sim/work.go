@@ -54,6 +54,8 @@ func (p *person) approver(ctx context.Context, c choice) {
 		p.look(ctx, c, pick(c.which, concerned("", "")), 0)
 	case c.what < 0.90:
 		p.revoke(ctx, c, pick(c.which, concerned("", api.GrantActive)), revoke)
+	case c.what < 0.96:
+		p.review(ctx, c)
 	default:
 		p.lookAt(ctx, c, pick(c.which, concerned("", "")))
 	}
@@ -91,9 +93,15 @@ func (p *person) create(ctx context.Context, c choice) {
 	case c.variety > 0.45:
 		in.Service, in.Permissions = "ledger", []string{"grpc bank.Ledger/Transfer"}
 	}
+	auto := in.Service == "wiki"
+	if in.Service == "ledger" && int(c.which*100)%3 == 0 {
+		in.BreakGlass, auto = true, true
+	}
 	lives := []time.Duration{45 * time.Second, 90 * time.Second, 3 * time.Minute, 6 * time.Minute, 10 * time.Minute}
 	in.Duration = api.Duration(lives[int(c.which*float64(len(lives)))])
-	if int(c.which*1000)%8 == 0 {
+	if in.BreakGlass {
+		in.Duration = min(in.Duration, api.Duration(5*time.Minute))
+	} else if int(c.which*1000)%8 == 0 {
 		start := time.Now().Add(20 * time.Second)
 		in.Start = &start
 	}
@@ -110,7 +118,24 @@ func (p *person) create(ctx context.Context, c choice) {
 	out := p.learn(it, r)
 	p.run.history.note(p.name, "create %s at %s: %s", short(it.id), in.Service, told(o, out))
 	p.told(o, it, &out)
-	p.run.book.op(it, p.number, input{act: create, service: it.service, person: p.name}, out, o.call)
+	p.run.book.op(it, p.number, input{act: create, service: it.service, person: p.name, auto: auto}, out, o.call)
+}
+
+// review closes an open review of a glass that was broken, if it may be closed by now.
+func (p *person) review(ctx context.Context, c choice) {
+	var id string
+	o := p.do(ctx, c, func(ctx context.Context, opts ...api.CallOption) error {
+		list, err := p.client.OpenReviews(ctx, api.Filter{})
+		if err != nil || len(list.Requests) == 0 {
+			return err
+		}
+		id = list.Requests[int(c.which*float64(len(list.Requests)))].ID
+		_, err = p.client.CloseReview(ctx, id, "looked at", opts...)
+		return err
+	})
+	if id != "" {
+		p.run.history.note(p.name, "review of %s: %s", short(id), told(o, output{}))
+	}
 }
 
 // learn reads what a request says.

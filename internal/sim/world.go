@@ -14,8 +14,10 @@ import (
 
 const trustDomain = "acme.test"
 
-// policyText: payments needs one owner, ledger an owner and someone of security, wiki nobody.
-const policyText = `version: 1
+// policyText: payments needs one owner, ledger an owner and someone of security, wiki nobody;
+// who breaks the glass at ledger gets it at once, and somebody of security looks at that afterwards.
+const policyText = `version: 3
+services: [{name: payments}, {name: ledger}, {name: wiki}]
 rules:
   - name: payments
     service: payments
@@ -31,6 +33,7 @@ rules:
     require: [{group: owners, approvals: 1}, {group: security, approvals: 1}]
     max_duration: 1h
     certificate_ttl: 2m
+    break_glass: {groups: [engineers], max_duration: 5m, review: [security], review_within: 1h}
   - name: wiki
     service: wiki
     requesters: [group:engineers]
