@@ -181,6 +181,7 @@ func (c *checker) grants() {
 			int64(g.Expiry-g.NotBefore) <= r.Current().DurationMS+g.extended(), "grant %s lives from %s to %s", g.ID, g.NotBefore, g.Expiry)
 		c.votes(g, r)
 		c.extensions(g, r)
+		c.child(u, g)
 	})
 }
 
@@ -188,6 +189,10 @@ func (c *checker) grants() {
 // grant fill every requirement with persons who had no part in it.
 func (c *checker) votes(g Grant, r Request) {
 	c.need(g.BreakGlass == (r.Review != nil), "grant %s: a broken glass without a review, or the other way round", g.ID)
+	if g.Parent != "" {
+		c.need(len(g.Votes) == 0, "grant %s was made of another, and has votes", g.ID)
+		return
+	}
 	if g.BreakGlass {
 		c.need(len(g.Votes) == 0 && len(seats(g.Requirements)) > 0 && r.Requester == r.Subject, "grant %s: a glass was broken, and there are %d votes", g.ID, len(g.Votes))
 		return
@@ -227,4 +232,29 @@ func covers(g Grant, seen Revision) bool {
 	}
 	want, err := grant.ParseScope(g.Service, g.Permissions)
 	return err == nil && have.Covers(want) && int64(g.Expiry-g.NotBefore) <= seen.DurationMS+g.extended()
+}
+
+// child checks that a grant that was made of another allows nothing that it does not,
+// and does not outlive it. It may be forgotten after that.
+func (c *checker) child(u uid, g Grant) {
+	p, ok := parseUID(g.Parent)
+	if !ok {
+		c.need(g.Parent == "", "grant %s was made of %q", g.ID, g.Parent)
+		return
+	}
+	if g.State == GrantActive {
+		c.want[string(pairKey(prefixChildOf, string(p[:]), string(u[:])))] = until(g.Expiry)
+	}
+	parent, kept := c.grantOf[g.Parent]
+	c.need(kept || g.State != GrantActive, "grant %s lives, and grant %s, of which it was made, is forgotten", g.ID, g.Parent)
+	if !kept {
+		return
+	}
+	c.need(parent.Parent == "" && parent.Delegation != nil && g.Delegation == nil && len(g.Extensions) == 0, "grant %s was made of grant %s, which is not delegable", g.ID, g.Parent)
+	c.need(g.State != GrantActive || parent.State == GrantActive || g.Expiry <= c.m.LastNow, "grant %s lives, and grant %s is %s", g.ID, g.Parent, parent.State)
+	c.need(g.Requester == parent.Subject && g.Subject != parent.Subject && g.Service == parent.Service && g.Expiry <= parent.Expiry &&
+		g.CertificateTTL <= parent.CertificateTTL, "grant %s of %s is not within grant %s", g.ID, g.Subject, g.Parent)
+	have, err := grant.ParseScope(parent.Service, parent.Permissions)
+	want, bad := grant.ParseScope(g.Service, g.Permissions)
+	c.need(err == nil && bad == nil && have.Covers(want), "grant %s allows more than grant %s", g.ID, g.Parent)
 }

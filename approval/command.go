@@ -139,6 +139,8 @@ type CreateRequest struct {
 	Answers           []Answer `cbor:"11,keyasint,omitempty"` // since version 3
 	BreakGlass        bool     `cbor:"12,keyasint,omitempty"` // do without approval; since version 4
 	Extends           string   `cbor:"13,keyasint,omitempty"` // a grant, for Duration longer; since version 4
+	Delegable         bool     `cbor:"14,keyasint,omitempty"` // so that its subject makes others of it; since version 4
+	Parent            string   `cbor:"15,keyasint,omitempty"` // the grant that it is made of; since version 4
 }
 
 // Answer is what a condition of the policy came to, on the node that proposes. A

@@ -149,6 +149,9 @@ func (t *turn) narrow(r *Request, b DecideRequest) error {
 	if !out.Allowed {
 		return denied("narrowed so, %s", out.Reason)
 	}
+	if !r.Delegation.within(delegationOf(out.Delegation)) {
+		return denied("narrowed so, less of it may be delegated than is asked for").then("deny it, and have the requester ask for less")
+	}
 	_, err = pin(r, v, out)
 	return err
 }

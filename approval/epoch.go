@@ -66,12 +66,15 @@ func (t *turn) endAll(d *epochDetails, reason string) error {
 		if err != nil {
 			return err
 		}
+		d.Grants++
+		if g.State != GrantActive {
+			continue // it has ended with the one that it was made of
+		}
 		state, why := GrantRevoked, reason
 		if g.StateAt(t.now) == GrantExpired {
 			state, why = GrantExpired, ""
 		}
 		t.endGrant(&g, state, why)
-		d.Grants++
 	}
 	for _, u := range t.inState(prefixChangeState, string(ChangePending)) {
 		c, err := t.state().Change(u.String())

@@ -31,13 +31,15 @@ func (t *turn) draftExtension(r *Request, b CreateRequest) error {
 		return denied("only its subject, or who asked for it, extends grant %s", g.ID).then("ask for a grant of your own")
 	}
 	switch {
-	case b.BreakGlass, b.Start != 0, b.CSRKey != "":
-		return invalid("an extension breaks no glass, and has neither a start nor a key of its own")
+	case b.BreakGlass, b.Delegable, b.Start != 0, b.CSRKey != "":
+		return invalid("an extension breaks no glass, is as delegable as what it extends, and has neither a start nor a key of its own")
 	case g.Emergency != nil:
 		return denied("grant %s is an emergency grant, and ends as its certificate says", g.ID).then("ask for access as usual: the cluster is back")
 	case g.BreakGlass:
 		// For longer than its cap, others decide beforehand.
 		return denied("grant %s was made by breaking the glass, which is for its time alone", g.ID).then("ask for a new one as usual")
+	case g.Parent != "":
+		return denied("grant %s was made of grant %s, and others were not asked about it", g.ID, g.Parent).then("ask for a grant of your own")
 	case r.Subject != g.Subject || r.Service != g.Service || !slices.Equal(b.Permissions, g.Permissions):
 		// More would go under the votes for less.
 		return denied("an extension is of what grant %s is, and of nothing else", g.ID).then("ask for another scope in a request of its own")

@@ -11,7 +11,9 @@ import (
 type grantDetails struct {
 	Expiry    Millis     `json:"expiry,omitempty"`
 	Until     Millis     `json:"feed_until,omitempty"` // 0: no certificate to call back
+	Children  []string   `json:"grants,omitempty"`     // made of it, that ended with it
 	NotBefore Millis     `json:"not_before,omitempty"`
+	Parent    string     `json:"parent,omitempty"`
 	Reason    string     `json:"reason,omitempty"`
 	SPIFFEID  string     `json:"spiffe_id,omitempty"`
 	State     GrantState `json:"state"`
@@ -36,7 +38,7 @@ func (t *turn) approve(r *Request, votes []Vote) (*grantDetails, error) {
 		Service: r.Service, Permissions: v.Permissions, Hash: v.Hash,
 		NotBefore: max(t.now, r.Start), CertificateTTL: r.CertificateTTL, CSRKey: r.CSRKey, CSRBy: r.CSRBy,
 		Auto: v.Auto, Requirements: v.Requirements, Votes: votes, Created: t.now, Trace: r.Trace, Index: t.index,
-		BreakGlass: r.Review != nil,
+		BreakGlass: r.Review != nil, Delegation: r.Delegation, Parent: r.Parent,
 	}
 	// A scheduled grant ends when it was said to, however late it was approved.
 	g.Expiry = g.NotBefore + Millis(v.DurationMS)
@@ -50,6 +52,9 @@ func (t *turn) approve(r *Request, votes []Vote) (*grantDetails, error) {
 	t.enterState(prefixGrantState, u, string(g.State))
 	t.Put(pairKey(prefixLiveGrant, g.Subject, string(u[:])), until(g.Expiry))
 	t.mark(dueAt(prefixDue, g.Expiry, dueGrant, string(u[:])))
+	if p, ok := parseUID(g.Parent); ok {
+		t.Put(pairKey(prefixChildOf, string(p[:]), string(u[:])), until(g.Expiry))
+	}
 	t.endRequest(r, RequestApproved)
 	t.saveGrant(&g)
 	return &grantDetails{SPIFFEID: g.SPIFFEID, NotBefore: g.NotBefore, Expiry: g.Expiry, Votes: g.Votes, State: g.State}, nil
@@ -64,9 +69,12 @@ func (t *turn) endGrant(g *Grant, state GrantState, reason string) grantDetails 
 	t.unmark(pairKey(prefixLiveGrant, g.Subject, string(u[:])))
 	t.unmark(dueAt(prefixDue, g.Expiry, dueGrant, string(u[:])))
 	g.State, g.Ended, g.EndedBy, g.EndReason = state, t.now, t.cmd.Actor, reason
+	if p, ok := parseUID(g.Parent); ok {
+		t.unmark(pairKey(prefixChildOf, string(p[:]), string(u[:])))
+	}
 	t.markEnded(u, *g)
 	t.saveGrant(g)
-	d := grantDetails{State: state, Reason: reason}
+	d := grantDetails{State: state, Reason: reason, Parent: g.Parent, Children: t.endChildren(*g, state, reason)}
 	if g.LatestNotAfter != 0 && state != GrantExpired {
 		if end := g.LatestNotAfter.Add(FeedSkew); end > t.now {
 			t.joinFeed(keyUID(prefixFeedGrant, u), dueFeedGrant, string(u[:]), FeedEntry{ID: g.ID, Until: end})
@@ -158,6 +166,11 @@ func (t *turn) mayRevoke(g Grant) bool {
 	actor := t.actor.String()
 	if t.admin || actor == g.Subject || actor == g.Requester {
 		return true
+	}
+	if g.Parent != "" {
+		if p, err := t.state().Grant(g.Parent); err == nil && t.mayRevoke(p) {
+			return true
+		}
 	}
 	// Who is involved in the request is kept from approving it, and for the
 	// same reason may always stop it.

@@ -19,6 +19,8 @@ type content struct {
 	Parent         string        `cbor:"12,keyasint"`
 	BreakGlass     bool          `cbor:"13,keyasint,omitempty"`
 	Extends        *Extends      `cbor:"14,keyasint,omitempty"`
+	Of             string        `cbor:"15,keyasint,omitempty"` // the grant that it is made of
+	Delegation     *Delegation   `cbor:"16,keyasint,omitempty"`
 }
 
 // contentHash is the canonical hash of a request as revision v says it: hex
@@ -29,7 +31,7 @@ func contentHash(r Request, v Revision) (string, error) {
 		Service: r.Service, Permissions: v.Permissions, Start: r.Start, DurationMS: v.DurationMS,
 		Reason: r.Reason, CSRKey: r.CSRKey, PolicyRevision: r.PolicyRevision,
 		Requirements: v.Requirements, Parent: v.Parent, BreakGlass: r.Review != nil,
-		Extends: r.Extends,
+		Extends: r.Extends, Of: r.Parent, Delegation: r.Delegation,
 	})
 	return sha256Hex(data), err
 }

@@ -10,6 +10,7 @@ type issueDetails struct {
 	Key       string `json:"key"`
 	NotAfter  Millis `json:"not_after"`
 	NotBefore Millis `json:"not_before"`
+	Parent    string `json:"parent,omitempty"` // the grant that its grant was made of
 	Serial    string `json:"serial"`
 	SPIFFEID  string `json:"spiffe_id"`
 	TBSHash   string `json:"tbs_hash"`
@@ -69,7 +70,12 @@ func (t *turn) issueGrant(b IssueGrant) (Object, error) {
 	u, _ := parseUID(g.ID)
 	t.save(recordKey(u), record)
 	t.mark(key(string(keyUID(prefixGrantIssue, u)), i.Serial))
-	return t.writeIssue(i), nil
+	written := t.writeIssue(i)
+	if d, ok := t.details.(issueDetails); ok && g.Parent != "" {
+		d.Parent = g.Parent
+		t.details = d
+	}
+	return written, nil
 }
 
 // checkGiver refuses a CSR from anyone but the subject or the one whose key the

@@ -30,6 +30,7 @@ import (
 //	rs/STATE 0 <di>          …by the state of the request, but for approved
 //	ts/STATE 0 <di>          …by the state of the grant, but for expired
 //	tl/SUBJECT 0 <id>        grants that have not ended, by subject → their expiry
+//	tc/<id> 0 <id>           …that were made of another, by that one → their expiry
 //	vo/<di>                  requests whose review is open
 //	vp/PERSON 0 <id>         …by who broke the glass → when the review is due
 //	c/<id>                   changes                       (Change)
@@ -98,6 +99,7 @@ const (
 	prefixLogOf        = "aw/"
 	prefixLogAlarm     = "ab/"
 	prefixAnchorEnds   = "ad/"
+	prefixChildOf      = "tc/"
 	prefixOpenReview   = "vo/"
 	prefixReviewOf     = "vp/"
 )

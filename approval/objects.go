@@ -148,9 +148,11 @@ type Request struct {
 	Trace           string       `json:"trace,omitempty" cbor:"22,keyasint,omitempty"`
 	Index           uint64       `json:"index" cbor:"23,keyasint"` // Raft index of its last change
 
-	Emergency *Emergency `json:"emergency,omitempty" cbor:"24,keyasint,omitempty"` // nil: it was asked for and decided here
-	Review    *Review    `json:"review,omitempty" cbor:"25,keyasint,omitempty"`    // there when the glass was broken: its requirements were not met
-	Extends   *Extends   `json:"extends,omitempty" cbor:"26,keyasint,omitempty"`   // nil: it makes a grant of its own
+	Emergency  *Emergency  `json:"emergency,omitempty" cbor:"24,keyasint,omitempty"`  // nil: it was asked for and decided here
+	Review     *Review     `json:"review,omitempty" cbor:"25,keyasint,omitempty"`     // there when the glass was broken: its requirements were not met
+	Delegation *Delegation `json:"delegation,omitempty" cbor:"27,keyasint,omitempty"` // nil: its grant is not delegable
+	Parent     string      `json:"parent,omitempty" cbor:"28,keyasint,omitempty"`     // the grant that its grant is made of, "" for none
+	Extends    *Extends    `json:"extends,omitempty" cbor:"26,keyasint,omitempty"`    // nil: it makes a grant of its own
 }
 
 // Current returns what the request says now.
@@ -212,6 +214,8 @@ type Grant struct {
 	Emergency *Emergency `json:"emergency,omitempty" cbor:"25,keyasint,omitempty"` // as of its request
 
 	BreakGlass bool        `json:"break_glass,omitempty" cbor:"26,keyasint,omitempty"` // it was made without the approvals that it requires
+	Delegation *Delegation `json:"delegation,omitempty" cbor:"28,keyasint,omitempty"`  // as of its request
+	Parent     string      `json:"parent,omitempty" cbor:"29,keyasint,omitempty"`      // as of its request
 	Extensions []Extension `json:"extensions,omitempty" cbor:"27,keyasint,omitempty"`  // Expiry is that of the last
 }
 

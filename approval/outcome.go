@@ -45,7 +45,7 @@ func (t *turn) outcome(r Request, v Revision, answers []Answer) (policy.Outcome,
 	out := policy.Decide(p, policy.Request{
 		Requester: requester, Groups: groups, Subject: subject, Scope: scope,
 		Duration: time.Duration(v.DurationMS) * time.Millisecond, Reason: r.Reason, Answers: policyAnswers(answers),
-		BreakGlass: r.Review != nil, Total: total,
+		BreakGlass: r.Review != nil, Total: total, Delegable: r.Delegation != nil,
 	})
 	if out.Allowed && !out.Auto && len(requirements(out)) == 0 {
 		// Nobody required must never read as nobody needed.
@@ -140,7 +140,8 @@ func (t *turn) checkPinned(r Request, answers []Answer) error {
 	if err != nil {
 		return err
 	}
-	if out.Allowed && out.Auto == v.Auto && slices.Equal(requirements(out), v.Requirements) &&
+	d := delegationOf(out.Delegation)
+	if out.Allowed && d.within(r.Delegation) && r.Delegation.within(d) && out.Auto == v.Auto && slices.Equal(requirements(out), v.Requirements) &&
 		out.MaxDuration.Milliseconds() == v.MaxDurationMS && out.CertificateTTL.Milliseconds() == v.CertificateTTL {
 		return nil
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/hallpass/hallpass/grant"
+	"github.com/hallpass/hallpass/policy"
 )
 
 // requestDetails is the audit leaf of what happens to a request. Members are in
@@ -18,10 +19,12 @@ type requestDetails struct {
 	Comment        string              `json:"comment,omitempty"`
 	CSRKey         string              `json:"csr_key,omitempty"`
 	Decision       Verdict             `json:"decision,omitempty"`
+	Delegation     *delegationDetails  `json:"delegation,omitempty"`
 	DurationMS     int64               `json:"duration_ms,omitempty"`
 	Extends        string              `json:"extends,omitempty"` // a grant
 	Grant          *grantDetails       `json:"grant,omitempty"`
 	Hash           string              `json:"hash"`
+	Parent         string              `json:"parent,omitempty"` // the grant that it is made of
 	Permissions    []string            `json:"permissions,omitempty"`
 	Person         string              `json:"person,omitempty"`
 	PolicyRevision uint64              `json:"policy_revision,omitempty"`
@@ -61,7 +64,7 @@ func (t *turn) createRequest(b CreateRequest) (Object, error) {
 		return nil, err
 	}
 	v := Revision{Permissions: b.Permissions, DurationMS: b.Duration, By: r.Requester, At: t.now}
-	out, err := t.outcome(r, v, b.Answers)
+	out, err := t.decided(&r, v, b)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +81,7 @@ func (t *turn) createRequest(b CreateRequest) (Object, error) {
 		return nil, err
 	}
 	d := requestDetails{
-		Answers: answerTexts(b.Answers), BreakGlass: glass, Extends: r.extends(),
+		Answers: answerTexts(b.Answers), BreakGlass: glass, Extends: r.extends(), Parent: r.Parent, Delegation: r.Delegation.details(),
 		Subject: r.Subject, Service: r.Service, Permissions: v.Permissions, DurationMS: v.DurationMS,
 		Start: r.Start, Reason: r.Reason, CSRKey: r.CSRKey, PolicyRevision: r.PolicyRevision,
 		Rules: r.Rules, Requirements: requirementDetails(v.Requirements), Person: t.person, Hash: v.Hash,
@@ -87,7 +90,7 @@ func (t *turn) createRequest(b CreateRequest) (Object, error) {
 	if r.Review != nil {
 		t.openReview(r)
 	}
-	if r.Auto || r.Review != nil {
+	if r.Auto || r.Review != nil || r.Parent != "" {
 		if d.Grant, err = t.approve(&r, nil); err != nil {
 			return nil, err
 		}
@@ -95,6 +98,16 @@ func (t *turn) createRequest(b CreateRequest) (Object, error) {
 	d.State = r.State
 	t.details = d
 	return r, nil
+}
+
+// decided is what the policy says, or has said to the grant that r is made of.
+func (t *turn) decided(r *Request, v Revision, b CreateRequest) (policy.Outcome, error) {
+	if b.Parent != "" {
+		return t.childOf(r, b)
+	}
+	out, err := t.outcome(*r, v, b.Answers)
+	r.Delegation = delegationOf(out.Delegation)
+	return out, err
 }
 
 // draftRequest checks what the caller said, apart from policy.
@@ -132,6 +145,9 @@ func (t *turn) draftRequest(b CreateRequest) (Request, error) {
 	}
 	if b.CSRKey != "" {
 		r.CSRBy = r.Requester
+	}
+	if b.Delegable {
+		r.Delegation = &Delegation{} // what it says is up to the policy
 	}
 	if b.BreakGlass {
 		r.Review = &Review{} // what it says is up to the policy

@@ -187,7 +187,8 @@ func TestRecordsKeepEverything(t *testing.T) {
 	r.MaxDurationMS = min(r.Revisions[0].MaxDurationMS, v.MaxDurationMS)
 	r.CertificateTTL = min(r.Revisions[0].CertificateTTL, v.CertificateTTL)
 	g.ID, g.State, g.Requester, g.Subject, g.Service, g.Permissions, g.Hash = r.ID, GrantReturned, r.Requester, r.Subject, r.Service, perms, v.Hash
-	r.Extends.Grant = u.String()
+	r.Extends.Grant, r.Parent = u.String(), u.String()
+	g.Parent, g.Delegation = r.Parent, r.Delegation
 	for i := range g.Extensions {
 		g.Extensions[i].Request = u.String()
 	}

@@ -73,3 +73,19 @@ func (s *scenario) extends(m []string, want expectedOutcome) {
 	b.Answers = s.answers(o["answers"], func() []Answer { return s.w.answersToCreate(spiffe(m[0]), b) })
 	s.do(m[0], b, o, want)
 }
+
+// delegates asks as the subject of a grant for another. delegable= and start= are what a
+// stolen node asks for.
+func (s *scenario) delegates(m []string, want expectedOutcome) {
+	o := options(m[6])
+	b := CreateRequest{
+		ID: s.id(m[5]), Parent: s.id(m[1]), Subject: spiffe(m[2]), Service: or(o["service"], "payments"),
+		Duration: s.duration(m[4]).Milliseconds(), Reason: or(o["reason"], "for its part of it"), Delegable: o["delegable"] != "",
+	}
+	b.PolicyRevision, b.DirectoryRevision = s.w.revisions()
+	b.Permissions = s.texts(b.Service, m[3])
+	if o["start"] != "" {
+		b.Start = s.w.now.Add(s.duration(o["start"])).UnixMilli()
+	}
+	s.do(m[0], b, o, want)
+}

@@ -91,6 +91,7 @@ var verbs = []verb{
 	{regexp.MustCompile(`^tick` + opts), (*scenario).tick},
 	{regexp.MustCompile(`^(\S+) requests (\S+) (.+) for (\S+) as (\S+)` + opts), (*scenario).requests},
 	{regexp.MustCompile(`^(\S+) breaks the glass of (\S+) (.+) for (\S+) as (\S+)` + opts), (*scenario).breaksGlass},
+	{regexp.MustCompile(`^(\S+) delegates (r\d) to (\S+) (.+) for (\S+) as (r\d)` + opts), (*scenario).delegates},
 	{regexp.MustCompile(`^(\S+) extends (r\d) for (\S+) as (r\d)` + opts), (*scenario).extends},
 	{regexp.MustCompile(`^(\S+) reviews (r\d)` + opts), (*scenario).reviews},
 	{regexp.MustCompile(`^expect open reviews (.*)$`), (*scenario).expectReviews},
@@ -216,7 +217,7 @@ func (s *scenario) asks(m []string, want expectedOutcome, breakGlass bool) {
 	if o["key"] != "" {
 		b.CSRKey = sha256Hex([]byte(o["key"]))
 	}
-	b.BreakGlass = breakGlass
+	b.BreakGlass, b.Delegable = breakGlass, o["delegable"] != ""
 	b.Answers = s.answers(o["answers"], func() []Answer { return s.w.answersToCreate(spiffe(m[0]), b) })
 	s.do(m[0], b, o, want)
 }

@@ -38,6 +38,8 @@ type storedRequest struct {
 	Emergency       *Emergency       `cbor:"22,keyasint,omitempty"` // since version 2
 	Review          *storedReview    `cbor:"23,keyasint,omitempty"` // since version 4
 	Extends         *storedExtends   `cbor:"24,keyasint,omitempty"` // since version 4
+	Parent          []byte           `cbor:"25,keyasint,omitempty"` // an id; since version 4
+	Delegation      *Delegation      `cbor:"26,keyasint,omitempty"` // since version 4
 }
 
 // storedExtends names the grant that a request extends by its id.
@@ -261,6 +263,9 @@ func pack(r Request, g *Grant) (storedRequest, error) {
 	if r.Review != nil {
 		s.Review = p.review(*r.Review)
 	}
+	if s.Delegation = r.Delegation; r.Parent != "" {
+		s.Parent = p.id(r.Parent)
+	}
 	if e := r.Extends; e != nil {
 		s.Extends = &storedExtends{p.id(e.Grant), p.since(e.From)}
 	}
@@ -415,6 +420,9 @@ func (u *unpacker) request(id uid) Request {
 	if u.Review != nil {
 		r.Review = u.review()
 	}
+	if r.Delegation = u.Delegation; len(u.Parent) > 0 {
+		r.Parent = u.id(u.Parent)
+	}
 	if e := u.Extends; e != nil {
 		r.Extends = &Extends{u.id(e.Grant), u.when(e.From)}
 	}
@@ -486,7 +494,7 @@ func (u *unpacker) grant(r Request) Grant {
 		CertificateTTL: r.CertificateTTL, CSRKey: r.CSRKey, CSRBy: r.CSRBy, Auto: v.Auto, Requirements: v.Requirements,
 		Created: created, Ended: u.maybe(s.Ended), EndedBy: u.name(s.EndedBy), EndReason: s.EndReason, Issued: s.Issued,
 		LatestNotAfter: u.maybe(s.LatestNotAfter), Trace: r.Trace, Index: r.Index + uint64(s.Index), Votes: make([]Vote, 0, len(s.Votes)),
-		Emergency: r.Emergency, BreakGlass: r.Review != nil,
+		Emergency: r.Emergency, BreakGlass: r.Review != nil, Delegation: r.Delegation, Parent: r.Parent,
 	}
 	if s.CertificateTTL != 0 {
 		g.CertificateTTL = s.CertificateTTL

@@ -50,8 +50,8 @@ func (t *turn) blockSubject(b BlockSubject) (Object, error) {
 			return nil, err
 		}
 		if g.StateAt(t.now) == GrantActive {
-			t.endGrant(&g, GrantRevoked, "the subject was blocked: "+b.Reason)
-			d.Grants = append(d.Grants, g.ID)
+			ended := t.endGrant(&g, GrantRevoked, "the subject was blocked: "+b.Reason)
+			d.Grants = append(append(d.Grants, g.ID), ended.Children...)
 		}
 	}
 	t.details = d

@@ -99,6 +99,14 @@ func oneOfEach() []Command {
 			ID: id + "3", Subject: "spiffe://acme.test/user/bob", Service: "payments", Permissions: []string{"GET /accounts/**"},
 			Reason: "why", Duration: 600000, PolicyRevision: 3, DirectoryRevision: 4, Extends: id + "1",
 		},
+		CreateRequest{
+			ID: id + "4", Subject: "spiffe://acme.test/user/bob", Service: "payments", Permissions: []string{"GET /accounts/**"},
+			Reason: "why", Duration: 600000, PolicyRevision: 3, DirectoryRevision: 4, Delegable: true,
+		},
+		CreateRequest{
+			ID: id + "5", Subject: "spiffe://acme.test/agent/x", Service: "payments", Permissions: []string{"GET /accounts/1"},
+			Reason: "why", Duration: 60000, PolicyRevision: 3, DirectoryRevision: 4, Parent: id + "4",
+		},
 	}
 	commands := make([]Command, len(bodies))
 	for i, b := range bodies {

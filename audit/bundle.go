@@ -163,7 +163,7 @@ func (e Entry) Concerns(id string) bool {
 		return false
 	}
 	d := e.among()
-	return e.Object == id || d.Extends == id || d.ends(id)
+	return e.Object == id || d.Extends == id || d.Parent == id || d.ends(id)
 }
 
 // Ends reports whether the entry ended the request, without a grant, or the
@@ -204,6 +204,7 @@ type endings struct {
 	Requests []string  `json:"requests"`
 	Grants   []string  `json:"grants"`
 	Extends  string    `json:"extends"` // the grant that a request would make longer, or has
+	Parent   string    `json:"parent"`  // the grant that one was made of
 	Began    time.Time `json:"-"`       // of an epoch: what is older has ended, and no list names it
 }
 
@@ -223,7 +224,7 @@ func madeBefore(id string, t time.Time) bool {
 // among reads what an entry ended, itself or among others.
 func (e Entry) among() (d endings) {
 	switch e.Kind {
-	case kindTick, kindBlock, kindCreate, kindDecide, kindImport:
+	case kindTick, kindBlock, kindCreate, kindDecide, kindImport, "grant.issue", "grant.revoke", "grant.return":
 		if json.Unmarshal(e.Details, &d) != nil {
 			return endings{} // of a kind of its own: it ended nothing
 		}

@@ -50,6 +50,7 @@ func (n *node) wireRequest(s approval.State, r approval.Request) (api.Request, e
 		CreatedAt: r.Created.Time(), EndedAt: moment(r.Ended), EndedBy: r.EndedBy, ExpiresAt: r.Expires.Time(),
 		Hash: cur.Hash, PolicyRevision: r.PolicyRevision, Auto: r.Auto, Rules: list(r.Rules),
 		CertificateTTL: duration(r.CertificateTTL), BreakGlass: n.wireReview(s, r),
+		Delegation: wireDelegation(r.Delegation), Parent: r.Parent,
 		Revisions: mapped(r.Revisions, func(v approval.Revision) api.Revision {
 			return api.Revision{Hash: v.Hash, Permissions: list(v.Permissions), Duration: duration(v.DurationMS), By: v.By, At: v.At.Time()}
 		}),
@@ -107,6 +108,7 @@ func (n *node) wireGrant(g approval.Grant) api.Grant {
 		Service: g.Service, Permissions: list(g.Permissions), SPIFFEID: g.SPIFFEID,
 		NotBefore: g.NotBefore.Time(), ExpiresAt: g.Expiry.Time(),
 		CertificateTTL: duration(g.CertificateTTL), CSRKey: g.CSRKey, BreakGlass: g.BreakGlass,
+		Delegation: wireDelegation(g.Delegation), Parent: g.Parent,
 	}
 	for _, e := range g.Extensions {
 		out.Extensions = append(out.Extensions, api.Extension{Request: e.Request, Duration: duration(e.MS)})

@@ -3,10 +3,12 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/hallpass/hallpass/approval"
@@ -65,6 +67,70 @@ func (b backend) ExtendGrant(ctx context.Context, call api.Call, id string, in a
 		return out, b.counted(ctx, err)
 	}
 	return b.ask(ctx, call, a)
+}
+
+// DelegateGrant implements api.LifeBackend. No policy is asked: it has let the grant
+// be delegated, and Apply checks that this is within it.
+func (b backend) DelegateGrant(ctx context.Context, call api.Call, id string, in api.DelegateInput) (out api.Request, err error) {
+	subject, err := parseSPIFFEID("subject", in.Subject)
+	if err != nil {
+		return out, b.counted(ctx, err)
+	}
+	if in.Duration <= 0 {
+		return out, b.counted(ctx, api.NewProblem(api.CodeInvalid, "duration: must be above 0", "want a form such as 10m"))
+	}
+	made, err := uuid.NewV7()
+	if err != nil {
+		return out, fmt.Errorf("request id: %w", err)
+	}
+	var res approval.Result
+	err = rebuilt(func() error {
+		var g approval.Grant
+		body := approval.CreateRequest{
+			ID: made.String(), Parent: id, Subject: subject.String(), Reason: in.Reason, Duration: time.Duration(in.Duration).Milliseconds(),
+		}
+		if err := b.look(ctx, call, func(s approval.State) (err error) {
+			if g, err = visibleGrant(s, call.Caller.ID, id); err != nil {
+				return err
+			}
+			rev, err := s.Revisions()
+			body.PolicyRevision, body.DirectoryRevision = rev.Policy, rev.Directory
+			return errors.Join(err, checkID(made, rev))
+		}); err != nil {
+			return err
+		}
+		body.Service, body.Permissions = g.Service, g.Permissions
+		if len(in.Permissions) > 0 {
+			scope, err := grant.ParseScope(g.Service, in.Permissions)
+			if err != nil {
+				return api.NewProblem(api.CodeInvalid, err.Error(), "permissions are written as: GET,HEAD /accounts/**")
+			}
+			body.Permissions = scope.Texts()
+		}
+		ctx, span := b.continued(ctx, "grant.delegate", g.Trace, grantAttr(made.String()))
+		res, err = b.propose(ctx, call, body)
+		ended(span, err)
+		return err
+	})
+	if err != nil {
+		return out, b.counted(ctx, err)
+	}
+	return b.requestResult(ctx, call, res)
+}
+
+func wireDelegation(d *approval.Delegation) *api.Delegation {
+	if d == nil {
+		return nil
+	}
+	return &api.Delegation{To: list(d.To), Most: d.Most, MaxDuration: duration(d.MaxDurationMS)}
+}
+
+// wouldDelegate shows what the policy lets be done with a delegable request.
+func wouldDelegate(d *policy.Delegation) *api.Delegation {
+	if d == nil {
+		return nil
+	}
+	return &api.Delegation{To: list(d.To), Most: d.Most, MaxDuration: api.Duration(d.MaxDuration)}
 }
 
 // DryRunExtend implements api.LifeBackend.

@@ -82,7 +82,7 @@ func (n *node) decide(ctx context.Context, s approval.State, who spiffeid.ID, a 
 	r := policy.Request{
 		Total:     total,
 		Requester: who, Groups: s.GroupsOf(s.PersonName(who)), Subject: a.subject, Scope: a.scope,
-		Duration: time.Duration(a.in.Duration), Reason: a.in.Reason, Start: n.begins(max(a.start, from)), BreakGlass: a.in.BreakGlass,
+		Duration: time.Duration(a.in.Duration), Reason: a.in.Reason, Start: n.begins(max(a.start, from)), BreakGlass: a.in.BreakGlass, Delegable: a.in.Delegable,
 	}
 	if r.Answers, err = n.answers(ctx, p, r); err != nil {
 		return verdict{}, err
@@ -118,7 +118,7 @@ func (b backend) wouldBe(ctx context.Context, call api.Call, a asked) (out api.D
 		out = api.DryRun{
 			Allowed: o.Allowed, Auto: o.Auto, Rules: list(o.Rules), Reason: o.Reason,
 			MaxDuration: api.Duration(o.MaxDuration), CertificateTTL: api.Duration(o.CertificateTTL),
-			PolicyRevision: o.rev.Policy, BreakGlass: wouldBreak(o.BreakGlass),
+			PolicyRevision: o.rev.Policy, BreakGlass: wouldBreak(o.BreakGlass), Delegation: wouldDelegate(o.Delegation),
 			Require: mapped(o.Require, func(q policy.Requirement) api.Requirement {
 				return api.Requirement{Group: q.Group, Approvals: q.Approvals}
 			}),
@@ -177,7 +177,7 @@ func (b backend) ask(ctx context.Context, call api.Call, a asked) (out api.Reque
 			ID: id.String(), Subject: a.subject.String(), Service: in.Service, Permissions: a.scope.Texts(),
 			Reason: in.Reason, Start: a.start, Duration: time.Duration(in.Duration).Milliseconds(), CSRKey: a.csrKey,
 			PolicyRevision: o.rev.Policy, DirectoryRevision: o.rev.Directory, Answers: mapped(o.answers, toAnswer),
-			BreakGlass: in.BreakGlass, Extends: a.extends,
+			BreakGlass: in.BreakGlass, Extends: a.extends, Delegable: in.Delegable,
 		})
 		return err
 	})

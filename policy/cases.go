@@ -132,7 +132,7 @@ func (r *reader) tests(n *yaml.Node) []Test {
 func (r *reader) test(n *yaml.Node) Test {
 	f := r.fields(n, "a test", r.keys([]string{
 		"name", "requester", "groups", "subject", "service", "permissions", "duration", "reason", "at", "expect",
-	}, nil, "break_glass", "extended_to")...)
+	}, nil, "break_glass", "extended_to", "delegable")...)
 	if f == nil {
 		return Test{}
 	}
@@ -158,6 +158,9 @@ func (r *reader) test(n *yaml.Node) Test {
 	}
 	if v := f["reason"]; v != nil {
 		t.Request.Reason = r.text(v, "reason")
+	}
+	if v := f["delegable"]; v != nil {
+		t.Request.Delegable = r.yes(v, "delegable", "leave it out to ask for oneself alone")
 	}
 	if v := f["extended_to"]; v != nil {
 		t.Request.Total = r.duration(v, "extended_to", time.Second, MaxDuration)

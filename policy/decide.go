@@ -47,6 +47,12 @@ func Decide(p *Policy, r Request) Outcome {
 			return Outcome{Rules: out.Rules, Reason: reason}
 		}
 	}
+	if r.Delegable {
+		var reason string
+		if out.Delegation, reason = undelegated(applying, r); reason != "" {
+			return Outcome{Rules: out.Rules, Reason: reason}
+		}
+	}
 	if !r.BreakGlass {
 		return out
 	}

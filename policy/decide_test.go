@@ -16,8 +16,8 @@ import (
 	"github.com/hallpass/hallpass/policy/condition"
 )
 
-// A case reads: WHO[+GROUP…] [for SUBJECT] wants|breaks the glass of SERVICE: PERMISSION[; …] lasting DURATION [of TOTAL in all] [because "REASON"] [at TIME] -> OUTCOME
-var caseLine = regexp.MustCompile(`^([^\s+]+)((?:\+[^\s+]+)*)(?: for (\S+))? (?:wants|(breaks the glass of)) (\S+): (.+) lasting (\S+)(?: of (\S+) in all)?(?: because "([^"]*)")?(?: at (\S+))? -> (.+)$`)
+// A case reads: WHO[+GROUP…] [for SUBJECT] wants|breaks the glass of|wants to delegate at SERVICE: PERMISSION[; …] lasting DURATION [of TOTAL in all] [because "REASON"] [at TIME] -> OUTCOME
+var caseLine = regexp.MustCompile(`^([^\s+]+)((?:\+[^\s+]+)*)(?: for (\S+))? (?:wants|(breaks the glass of|wants to delegate at)) (\S+): (.+) lasting (\S+)(?: of (\S+) in all)?(?: because "([^"]*)")?(?: at (\S+))? -> (.+)$`)
 
 // TestDecide runs the cases of each file in testdata/decide against its policy.
 func TestDecide(t *testing.T) {
@@ -66,7 +66,7 @@ func parseCase(t *testing.T, line string) (policy.Request, string) {
 	if m == nil {
 		t.Fatalf("not a case: %s", line)
 	}
-	r := policy.Request{Requester: spiffe(t, m[1]), Subject: spiffe(t, m[1]), Scope: scope(t, m[5], m[6]), BreakGlass: m[4] != ""}
+	r := policy.Request{Requester: spiffe(t, m[1]), Subject: spiffe(t, m[1]), Scope: scope(t, m[5], m[6]), BreakGlass: m[4] == "breaks the glass of", Delegable: m[4] == "wants to delegate at"}
 	for group := range strings.SplitSeq(m[2], "+") {
 		if group != "" {
 			r.Groups = append(r.Groups, group)
@@ -149,6 +149,9 @@ func describe(o policy.Outcome) string {
 			groups = append(groups, r.Group)
 		}
 		by = "broken glass without " + strings.TrimPrefix(by, "require ") + "; review " + strings.Join(groups, ",") + " within " + short(b.ReviewWithin)
+	}
+	if d := o.Delegation; d != nil {
+		by += fmt.Sprintf("; %d at a time for %s to %s", d.Most, short(d.MaxDuration), strings.Join(d.To, ","))
 	}
 	return fmt.Sprintf("%s; max %s; ttl %s; rules %s", by, short(o.MaxDuration), short(o.CertificateTTL), strings.Join(o.Rules, ","))
 }

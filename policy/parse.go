@@ -33,7 +33,7 @@ func (r *reader) policy(top *yaml.Node, p *Policy) {
 		return
 	}
 	if n := f["version"]; n == nil {
-		r.fail(top, "no version: write version: 1, 2 for conditions, services and tests, or 3 for breaking the glass and extensions")
+		r.fail(top, "no version: write version: 1, 2 for conditions, services and tests, or 3 for breaking the glass, extensions and delegation")
 	} else {
 		p.version = r.integer(n, "version", 1, MaxVersion)
 	}
@@ -116,7 +116,7 @@ func (r *reader) one(n *yaml.Node) rule {
 	f := r.fields(n, "a rule", r.keys([]string{
 		"name", "service", "requesters", "subjects", "permissions",
 		"require", "auto", "deny", "max_duration", "certificate_ttl",
-	}, []string{"match", "reason"}, "break_glass", "max_extended")...)
+	}, []string{"match", "reason"}, "break_glass", "max_extended", "delegate")...)
 	if f == nil {
 		return rule{}
 	}
@@ -147,6 +147,9 @@ func (r *reader) one(n *yaml.Node) rule {
 	r.durations(n, f, &q)
 	if v := f["break_glass"]; v != nil {
 		q.breakGlass = r.breakGlass(v, f, q.maxDuration)
+	}
+	if v := f["delegate"]; v != nil {
+		q.delegate = r.delegate(v, f, q.maxDuration)
 	}
 	if v := f["max_extended"]; v != nil {
 		r.extended(v, f, &q)

@@ -61,6 +61,8 @@ type Request struct {
 	Duration time.Duration
 	// Reason is why, in the requester's words.
 	Reason string
+	// Delegable asks that its subject may make grants of it for others.
+	Delegable bool
 	// Total is how long the grant would live that the request extends, with this
 	// extension; 0: it extends none.
 	Total time.Duration
@@ -99,6 +101,8 @@ type Outcome struct {
 	// BreakGlass is there when the request is granted at once though it would have
 	// to be approved: Require says by whom.
 	BreakGlass *BrokenGlass
+	// Delegation is there for an allowed request that asked for it.
+	Delegation *Delegation
 	// Reason says why the request is denied, and what would be right.
 	Reason string
 }
@@ -119,6 +123,7 @@ type rule struct {
 	maxDuration    time.Duration
 	certificateTTL time.Duration
 	breakGlass     *breakGlass   // nil: nobody may
+	delegate       *delegate     // nil: nothing may be delegated
 	maxExtended    time.Duration // of a grant with its extensions; 0: it has none
 }
 

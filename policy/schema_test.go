@@ -136,6 +136,7 @@ func TestSchemaNamesTheKeys(t *testing.T) {
 		{"a rule", rule, "version: 3\nrules: [{x: 1}]\n"},
 		{"reason", rule.Properties["reason"].Ref, "version: 3\nrules: [{reason: {x: 1}}]\n"},
 		{"break_glass", rule.Properties["break_glass"].Ref, "version: 3\nrules: [{require: [], break_glass: {x: 1}}]\n"},
+		{"delegate", rule.Properties["delegate"].Ref, "version: 3\nrules: [{auto: true, delegate: {x: 1}}]\n"},
 		{"a test", test, "version: 3\nrules: []\ntests: [{x: 1}]\n"},
 		{"expect", test.Properties["expect"], "version: 3\nrules: []\ntests: [{expect: {x: 1}}]\n"},
 	} {

@@ -204,7 +204,9 @@ func (r *reader) fields(n *yaml.Node, what string, known ...string) map[string]*
 func secondKeys() []string { return []string{"match", "reason", "services", "tests"} }
 
 // thirdKeys are the keys that version 3 brought.
-func thirdKeys() []string { return []string{"break_glass", "max_extended", "extended_to"} }
+func thirdKeys() []string {
+	return []string{"break_glass", "max_extended", "extended_to", "delegate", "delegable"}
+}
 
 // items returns the elements of a non-empty list, or nil.
 func (r *reader) items(n *yaml.Node, what, example string) []*yaml.Node {

@@ -43,6 +43,7 @@ type RequestInput struct {
 	Start       *time.Time `json:"start,omitempty" doc:"scheduled start; absent means on approval"`
 	Subject     string     `json:"subject,omitempty" maxLength:"2048" doc:"SPIFFE ID that gets the access; absent means the caller"`
 	CSR         string     `json:"csr,omitempty" maxLength:"8192" doc:"PEM certificate request whose key the grant is pinned to; optional"`
+	Delegable   bool       `json:"delegable,omitempty" doc:"its subject is to make narrower and shorter grants of it for others, where the policy permits"`
 	BreakGlass  bool       `json:"break_glass,omitempty" doc:"get it at once without approval, where the policy lets the caller, and have it reviewed"`
 	DryRun      bool       `json:"dry_run,omitempty" doc:"only say which rule decides and who must approve"`
 }
@@ -58,6 +59,7 @@ type DryRun struct {
 	Reason         string        `json:"reason,omitempty" doc:"why it would be refused, and what would be right"`
 	SPIFFEID       string        `json:"spiffe_id,omitempty" doc:"what the certificate would say, with a placeholder for the grant's id"`
 	PolicyRevision uint64        `json:"policy_revision"`
+	Delegation     *Delegation   `json:"delegation,omitempty" doc:"of a delegable request: what may be done with it"`
 	BreakGlass     *BreakGlass   `json:"break_glass,omitempty" doc:"of a request to break the glass: require is done without, and it is reviewed"`
 }
 
@@ -105,6 +107,8 @@ type Request struct {
 	Decisions       []Decision    `json:"decisions"`
 	Grant           *Grant        `json:"grant,omitempty" doc:"present once granted"`
 	BreakGlass      *BreakGlass   `json:"break_glass,omitempty" doc:"present when the glass was broken: it was granted without what it requires"`
+	Delegation      *Delegation   `json:"delegation,omitempty" doc:"present when it is delegable: what its subject may make of it for others"`
+	Parent          string        `json:"parent,omitempty" doc:"the grant that it was made of, without an approval of its own"`
 	Extends         *Extends      `json:"extends,omitempty" doc:"present when it makes no grant of its own, but extends one; grant is that one once it is approved"`
 }
 
@@ -171,6 +175,8 @@ type Grant struct {
 	Emergency *EmergencyOrigin `json:"emergency,omitempty" doc:"there when custodians made it while there was no cluster"`
 
 	BreakGlass bool        `json:"break_glass,omitempty" doc:"it was made without the approvals that it requires"`
+	Delegation *Delegation `json:"delegation,omitempty" doc:"present when it is delegable"`
+	Parent     string      `json:"parent,omitempty" doc:"the grant that it was made of, and ends with"`
 	Extensions []Extension `json:"extensions,omitempty" doc:"by which it lives longer than was approved first"`
 }
 

@@ -51,6 +51,22 @@ type Extension struct {
 	Duration Duration `json:"duration"`
 }
 
+// Delegation says what the subject of a grant may make of it for others, without a new
+// approval.
+type Delegation struct {
+	To          []string `json:"to" doc:"SPIFFE IDs, or patterns ending in /* or /**, that it may be for"`
+	Most        int      `json:"max_grants" doc:"how many at a time"`
+	MaxDuration Duration `json:"max_duration" doc:"the longest that one of them lives"`
+}
+
+// DelegateInput is the body of POST /v1/grants/{id}/delegate.
+type DelegateInput struct {
+	Subject     string   `json:"subject" minLength:"1" maxLength:"2048" doc:"SPIFFE ID that gets the access"`
+	Permissions []string `json:"permissions,omitempty" maxItems:"32" nullable:"false" doc:"absent means all of the grant's"`
+	Duration    Duration `json:"duration" doc:"not beyond the grant's end" example:"10m"`
+	Reason      string   `json:"reason" minLength:"1" maxLength:"2000" doc:"why, for the audit log"`
+}
+
 // LifeBackend serves what happens to requests and grants besides decisions.
 type LifeBackend interface {
 	// OpenReviews lists requests that broke the glass and whose review is open.
@@ -58,6 +74,8 @@ type LifeBackend interface {
 	CloseReview(ctx context.Context, call Call, id string, in ReviewInput) (Request, error)
 	// ExtendGrant asks for a grant to live longer.
 	ExtendGrant(ctx context.Context, call Call, id string, in ExtendInput) (Request, error)
+	// DelegateGrant makes another grant of one, for its caller to hand on.
+	DelegateGrant(ctx context.Context, call Call, id string, in DelegateInput) (Request, error)
 	DryRunExtend(ctx context.Context, call Call, id string, in ExtendInput) (DryRun, error)
 }
 
@@ -78,6 +96,10 @@ func (h *Handler) lifeRoutes(r *registrar) {
 			})
 		})
 	r.extendGrant(b)
+	post(r, "delegateGrant", "/v1/grants/{id}/delegate", "Make a narrower and shorter grant of one for another subject; for the grant's subject, where it was approved as delegable",
+		func(ctx context.Context, in *postIDInput[DelegateInput]) (Request, error) {
+			return b.DelegateGrant(ctx, callFrom(ctx, false), in.ID, in.Body)
+		})
 	post(r, "closeReview", "/v1/requests/{id}/review", "Say what was found of a glass that was broken; for its reviewers, once the grant is over",
 		func(ctx context.Context, in *postIDInput[ReviewInput]) (Request, error) {
 			return b.CloseReview(ctx, callFrom(ctx, false), in.ID, in.Body)
@@ -88,6 +110,12 @@ func (h *Handler) lifeRoutes(r *registrar) {
 func (c *Client) ExtendGrant(ctx context.Context, id string, in ExtendInput, opts ...CallOption) (out Request, err error) {
 	in.DryRun = false
 	err = c.post(ctx, "/v1/grants/"+url.PathEscape(id)+"/extend", in, &out, opts)
+	return out, err
+}
+
+// DelegateGrant makes a narrower and shorter grant of one, for another subject.
+func (c *Client) DelegateGrant(ctx context.Context, id string, in DelegateInput, opts ...CallOption) (out Request, err error) {
+	err = c.post(ctx, "/v1/grants/"+url.PathEscape(id)+"/delegate", in, &out, opts)
 	return out, err
 }
 

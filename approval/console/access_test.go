@@ -123,11 +123,12 @@ func everyPage(t *testing.T) map[string]answer {
 	full := pending(func(r *api.Request) {
 		r.Permissions = []string{"GET /accounts/**", "POST /refunds/*"}
 		r.CreatedAt, r.Start = now, &now
+		r.Parent, r.Delegation = "g", &api.Delegation{To: []string{id("x")}, Most: 1}
 		r.Decisions = []api.Decision{{Decision: "approve", Person: "carol", Identity: id("carol"), Comment: "fine", At: now, Void: true}}
 		r.Revisions = append(r.Revisions, r.Revisions[0])
 	})
 	g := api.Grant{
-		ID: "g", State: api.GrantActive, Subject: id("alice"), Service: "payments", Permissions: []string{"GET /accounts/**"}, ExpiresAt: now, BreakGlass: true,
+		ID: "g", State: api.GrantActive, Subject: id("alice"), Service: "payments", Permissions: []string{"GET /accounts/**"}, ExpiresAt: now, BreakGlass: true, Parent: "p", Delegation: &api.Delegation{To: []string{id("x")}, Most: 1},
 		Emergency: &api.EmergencyOrigin{Reason: "fire"}, Issuances: []api.Issuance{{Serial: "1"}},
 	}
 	b.grants = []api.Grant{g, {ID: "ended", State: api.GrantRevoked, Revoked: &api.Revoked{By: id("bob"), Reason: "x"}}}

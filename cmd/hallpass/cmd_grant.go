@@ -16,7 +16,7 @@ func (a *app) newGrantCommand() *cobra.Command {
 		Use:   "grant",
 		Short: "Use what was approved: list, cert, revoke",
 	}
-	cmd.AddCommand(a.newGrantList(), a.newGrantShow(), a.newGrantCert(), a.newGrantRevoke())
+	cmd.AddCommand(a.newGrantList(), a.newGrantShow(), a.newGrantDelegate(), a.newGrantCert(), a.newGrantRevoke())
 	return cmd
 }
 

@@ -32,6 +32,7 @@ type requestFlags struct {
 	subject string
 	csr     string
 	dryRun  bool
+	handOn  bool
 	wait    time.Duration
 	quiet   bool
 }
@@ -74,6 +75,7 @@ who must approve and how long at most.`,
 	flags.StringVar(&f.start, "start", "", "scheduled start, RFC 3339 (default: on approval)")
 	flags.StringVar(&f.subject, "subject", "", "SPIFFE `ID` that gets the access (default: you)")
 	flags.StringVar(&f.csr, "csr", "", "PEM certificate request `file`: only its key will get certificates")
+	flags.BoolVar(&f.handOn, "delegable", false, "so that its subject may hand on parts of it (hallpass grant delegate)")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print the request's id alone")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "only say what the policy would answer")
 	addWait(cmd, &f.wait)
@@ -90,7 +92,7 @@ func addWait(cmd *cobra.Command, wait *time.Duration) {
 func (f requestFlags) input(service string) (api.RequestInput, error) {
 	in := api.RequestInput{
 		Service: service, Permissions: f.allow, Reason: f.reason,
-		Duration: api.Duration(f.length), Subject: f.subject,
+		Duration: api.Duration(f.length), Subject: f.subject, Delegable: f.handOn,
 	}
 	switch {
 	case len(f.allow) == 0:
@@ -147,6 +149,7 @@ func (a *app) printDryRun(d api.DryRun) error {
 		w.field("because", d.Reason)
 		w.field("rules", d.Rules...)
 		w.field("needs", needs(d.Require)...)
+		delegationFields(w, d.Delegation)
 		if d.Allowed {
 			w.field("at most", d.MaxDuration.String())
 			w.field("certificates", "live "+d.CertificateTTL.String())

@@ -27,6 +27,8 @@ func requestFields(w *tabular, r api.Request) {
 	} else {
 		w.field("for", r.Duration.String()+" from approval")
 	}
+	delegationFields(w, r.Delegation)
+	w.field("made of", r.Parent)
 	w.field("reason", r.Reason)
 	w.field("key", r.CSRKey)
 	w.field("rules", strings.Join(r.Rules, ", "))
@@ -79,6 +81,8 @@ func grantFields(w *tabular, g api.Grant) {
 	w.field("may", strings.Join(g.Permissions, "\n"))
 	w.field("from", w.when(g.NotBefore))
 	w.field("until", w.when(g.ExpiresAt))
+	delegationFields(w, g.Delegation)
+	w.field("made of", g.Parent)
 	for _, e := range g.Extensions {
 		w.field("extended", fmt.Sprintf("by %s, request %s", e.Duration, e.Request))
 	}
