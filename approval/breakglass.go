@@ -59,7 +59,10 @@ func (t *turn) breakGlass(r *Request, out policy.Outcome) (*glassDetails, error)
 	if t.person == "" {
 		return nil, denied("%s is nobody's: only persons break the glass", t.actor)
 	}
-	if err := t.checkOpenReviews(); err != nil {
+	if err := t.checkPersonBlocked(); err != nil {
+		return nil, err
+	}
+	if err := t.checkOpenReviews(out.BreakGlass.MaxOpen); err != nil {
 		return nil, err
 	}
 	v := &Review{Due: t.now.Add(out.BreakGlass.ReviewWithin), Findings: []Finding{}}
@@ -83,9 +86,26 @@ func waived(out policy.Outcome) []string {
 	return all
 }
 
+// checkPersonBlocked refuses a person of whom any identity is blocked. A thief of one device may
+// have another: where an approver would see who it is, nobody looks here.
+func (t *turn) checkPersonBlocked() error {
+	p, err := find[Person](t, key(prefixPerson, t.person), "person", t.person)
+	if err != nil {
+		return err
+	}
+	for _, id := range p.IDs {
+		if err := t.checkBlocked(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // checkOpenReviews refuses a second glass to a person whose review of an earlier one
-// is overdue, and too many to anybody.
-func (t *turn) checkOpenReviews() error {
+// is overdue, and one that is more than the rules let be unreviewed: one after the other, they
+// would be access without an end.
+func (t *turn) checkOpenReviews(most int) error {
+	most = min(most, MaxOpenReviews)
 	var overdue []string
 	n := 0
 	under := pairPrefix(prefixReviewOf, t.person)
@@ -93,14 +113,14 @@ func (t *turn) checkOpenReviews() error {
 		if n++; len(v) == 8 && Millis(binary.BigEndian.Uint64(v)) <= t.now {
 			overdue = append(overdue, uid(k[len(under):]).String())
 		}
-		return n < MaxOpenReviews
+		return n < MaxOpenReviews // all of them, for one that is overdue
 	})
 	if len(overdue) > 0 {
 		return denied("%s has broken the glass before, and the review of request %s is overdue", t.person, overdue[0]).
 			then("have it closed first (hallpass review close), or ask for approval")
 	}
-	if n >= MaxOpenReviews {
-		return limited("%s has %d reviews open", t.person, n).then("have some closed first (hallpass review close)")
+	if n >= most {
+		return limited("%s has %d reviews open, and may have %d", t.person, n, most).then("have some closed first (hallpass review close)")
 	}
 	return nil
 }
@@ -170,7 +190,8 @@ func (t *turn) closeReview(b CloseReview) (Object, error) {
 	}
 	before := len(t.state().OpenReview(r))
 	v := *r.Review
-	v.Findings = append(slices.Clone(v.Findings), Finding{Person: t.person, Actor: t.actor.String(), Text: b.Finding, At: t.now})
+	v.Findings = slices.DeleteFunc(slices.Clone(v.Findings), func(f Finding) bool { return f.Person == t.person }) // which counts no more
+	v.Findings = append(v.Findings, Finding{Person: t.person, Actor: t.actor.String(), Text: b.Finding, At: t.now})
 	r.Review = &v
 	open := t.state().OpenReview(r)
 	if len(open) >= before {
@@ -196,7 +217,7 @@ func (t *turn) checkReviewer(r Request) error {
 	if t.person == "" {
 		return denied("%s is nobody's: only persons close reviews", t.actor)
 	}
-	if err := t.checkBlocked(t.actor.String()); err != nil {
+	if err := t.checkPersonBlocked(); err != nil {
 		return err
 	}
 	if stake := t.state().involved(r)[t.person]; stake != "" {
@@ -206,7 +227,9 @@ func (t *turn) checkReviewer(r Request) error {
 	if len(t.state().groupsFor(r.Review.Requirements(), t.person)) == 0 {
 		return denied("%s is in none of the groups that review it: %s", t.person, strings.Join(r.Review.Groups, ", "))
 	}
-	if slices.ContainsFunc(r.Review.Findings, func(f Finding) bool { return f.Person == t.person }) {
+	if slices.ContainsFunc(r.Review.Findings, func(f Finding) bool {
+		return f.Person == t.person && t.state().speaksFor(Decision{Person: f.Person, Actor: f.Actor})
+	}) {
 		return conflict("%s has said what they found already", t.person).then("wait for: " + strings.Join(t.state().OpenReview(r), " and "))
 	}
 	return nil

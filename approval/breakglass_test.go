@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hallpass/hallpass/policy"
 )
 
 const glassPolicy = `version: 3
@@ -100,7 +102,7 @@ func (w *world) details(into any) {
 func TestTooManyOpenReviews(t *testing.T) {
 	w := newWorld(t)
 	w.change(Edit{Kind: EditPolicySet, YAML: glassPolicy}, "abe", "amy")
-	for range MaxOpenReviews {
+	for range policy.DefaultMaxOpen {
 		w.breaks("alice")
 	}
 	b := w.create("payments", []string{"POST /queue/restart"}, 10*time.Minute)

@@ -98,7 +98,9 @@ func TestDelegationIsHashed(t *testing.T) {
 		{Delegation: &Delegation{To: []string{"a"}, Most: 1, MaxDurationMS: 1}},
 		{Delegation: &Delegation{To: []string{"a"}, Most: 2, MaxDurationMS: 1}},
 		{Delegation: &Delegation{To: []string{"b"}, Most: 1, MaxDurationMS: 1}},
-		{Parent: "a"}, {Extends: &Extends{Grant: "a", From: 1}}, {Extends: &Extends{Grant: "a", From: 2}},
+		{Parent: "a"},
+		{Extends: &Extends{Grant: "a", From: 1}},
+		{Extends: &Extends{Grant: "a", From: 2}},
 	} {
 		hash, err := contentHash(r, Revision{})
 		if err != nil || seen[hash] {

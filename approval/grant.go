@@ -174,9 +174,13 @@ func (t *turn) mayRevoke(g Grant) bool {
 	}
 	// Who is involved in the request is kept from approving it, and for the
 	// same reason may always stop it.
-	return t.person != "" && (t.reviews(g) || g.standsOn(t.person) || len(t.state().groupsFor(g.Requirements, t.person)) > 0 ||
+	return t.person != "" && (t.reviews(g) || t.stands(g) || len(t.state().groupsFor(g.Requirements, t.person)) > 0 ||
 		t.state().involved(Request{Requester: g.Requester, Subject: g.Subject})[t.person] != "")
 }
+
+// stands says whether the grant stands on the actor's vote. Up to version 3 nobody looked: a node of
+// before would refuse what this one accepts, and their states would part.
+func (t *turn) stands(g Grant) bool { return t.m.version() >= 4 && g.standsOn(t.person) }
 
 // reviews says whether the actor is to review the broken glass that a grant is of:
 // who sees that it was broken for nothing stops it at once.

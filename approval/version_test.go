@@ -103,6 +103,25 @@ func TestVersions(t *testing.T) {
 	}
 }
 
+// TestVersion3RevokesAsBefore: what a version means never changes. Who approved a grant and has left
+// the group since may revoke it from version 4 on; a node of before refuses that, and in one cluster
+// with it their states would part.
+func TestVersion3RevokesAsBefore(t *testing.T) {
+	for _, v := range []int{3, 4} {
+		w := &world{tb: t, a: newMemory(), b: newMemory(), now: epochStart, node: "n1", v: v}
+		w.must(w.apply("", firstCommand()))
+		b := w.create("payments", []string{"GET /accounts/1"}, time.Hour)
+		b.Subject = spiffe("alice")
+		w.must(w.apply("alice", b))
+		w.must(w.apply("bob", w.decide(b.ID, Approve)))
+		w.change(Edit{Kind: EditGroupSet, Group: &Group{Name: "payments-owners", Members: []string{"carol", "alice", "ada"}}}, "abe", "amy")
+		err := w.apply("bob", RevokeGrant{Grant: b.ID, Reason: "not mine any more"}).Failure()
+		if v < 4 && !errors.Is(err, ErrDenied) || v >= 4 && err != nil {
+			t.Errorf("version %d: %v", v, err)
+		}
+	}
+}
+
 func mustEncode(t *testing.T, c Command) []byte {
 	t.Helper()
 	data, err := c.Encode()

@@ -70,6 +70,7 @@ type world struct {
 	seq     uint64 // of ids made
 	node    string
 	log     [][]byte
+	v       int // of commands; 0: the newest
 }
 
 func spiffe(name string) string {
@@ -162,7 +163,7 @@ func (w *world) id() string {
 }
 
 func (w *world) command(actor string, body Body) Command {
-	return Command{ID: w.id(), Now: w.now.UnixMilli(), Node: w.node, Actor: spiffe(actor), Body: body}
+	return Command{V: w.v, ID: w.id(), Now: w.now.UnixMilli(), Node: w.node, Actor: spiffe(actor), Body: body}
 }
 
 func (w *world) apply(actor string, body Body) Result { return w.applyCommand(w.command(actor, body)) }

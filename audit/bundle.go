@@ -224,7 +224,7 @@ func madeBefore(id string, t time.Time) bool {
 // among reads what an entry ended, itself or among others.
 func (e Entry) among() (d endings) {
 	switch e.Kind {
-	case kindTick, kindBlock, kindCreate, kindDecide, kindImport, "grant.issue", "grant.revoke", "grant.return":
+	case kindTick, kindBlock, kindCreate, kindDecide, "request.cancel", kindImport, "grant.issue", "grant.revoke", "grant.return":
 		if json.Unmarshal(e.Details, &d) != nil {
 			return endings{} // of a kind of its own: it ended nothing
 		}

@@ -189,7 +189,7 @@ func TestEntryEnds(t *testing.T) {
 // not end it; the review of a broken glass is about it after its end.
 func TestEntryOfAnExtension(t *testing.T) {
 	extends := json.RawMessage(`{"extends":"` + oneGrant + `","state":"denied"}`)
-	for _, kind := range []string{"request.create", "request.decide"} {
+	for _, kind := range []string{"request.create", "request.decide", "request.cancel"} {
 		e := audit.Entry{Kind: kind, Object: "another", Details: extends}
 		if !e.Concerns(oneGrant) || e.Ends(oneGrant) || e.Concerns("x") || !e.Concerns("another") {
 			t.Errorf("%s: concerns %t, ends %t", kind, e.Concerns(oneGrant), e.Ends(oneGrant))

@@ -184,7 +184,7 @@ func (b backend) ask(ctx context.Context, call api.Call, a asked) (out api.Reque
 	if err != nil {
 		return out, b.counted(ctx, err)
 	}
-	if r, ok := res.Object.(approval.Request); ok && r.Review != nil && res.Changed {
+	if r, ok := res.Object.(approval.Request); ok && r.Review != nil && (res.Changed || res.Replayed) { // at least once: whose first try got no answer is replayed
 		b.glassBroken(ctx, r)
 	}
 	return b.requestResult(ctx, call, res)

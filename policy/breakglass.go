@@ -15,6 +15,9 @@ const (
 	// MinReviewWithin and MaxReviewWithin bound review_within.
 	MinReviewWithin = time.Hour
 	MaxReviewWithin = 30 * 24 * time.Hour
+	// DefaultMaxOpen is max_open where it is not said, and MaxMaxOpen bounds it.
+	DefaultMaxOpen = 3
+	MaxMaxOpen     = 20
 )
 
 // breakGlass is what a rule says of those who may do without its approvals: who
@@ -24,6 +27,7 @@ type breakGlass struct {
 	maxDuration  time.Duration
 	reviewers    []string // each of these groups closes the review
 	reviewWithin time.Duration
+	maxOpen      int
 	reason       *reasonRule
 }
 
@@ -36,6 +40,8 @@ type BrokenGlass struct {
 	// ReviewWithin is for how long the review may be open before whoever broke the
 	// glass may not do so again.
 	ReviewWithin time.Duration
+	// MaxOpen is how many reviews of theirs may be open, this one among them.
+	MaxOpen int
 }
 
 // unbroken says why the glass may not be broken for a request that the applying
@@ -74,7 +80,7 @@ func unbroken(applying []rule, r Request) string {
 // together: all of their reviewers, and the shortest of their times.
 func broken(applying []rule, out Outcome) Outcome {
 	groups := map[string]bool{}
-	b := &BrokenGlass{ReviewWithin: MaxReviewWithin}
+	b := &BrokenGlass{ReviewWithin: MaxReviewWithin, MaxOpen: MaxMaxOpen}
 	for _, q := range applying {
 		if q.breakGlass == nil {
 			continue // it asks nobody as it is
@@ -83,6 +89,7 @@ func broken(applying []rule, out Outcome) Outcome {
 			groups[g] = true
 		}
 		b.ReviewWithin = min(b.ReviewWithin, q.breakGlass.reviewWithin)
+		b.MaxOpen = min(b.MaxOpen, q.breakGlass.maxOpen)
 		out.MaxDuration = min(out.MaxDuration, q.breakGlass.maxDuration)
 	}
 	for _, g := range slices.Sorted(maps.Keys(groups)) {
@@ -100,11 +107,11 @@ func (r *reader) breakGlass(n *yaml.Node, f map[string]*yaml.Node, most time.Dur
 		r.fail(n, "break_glass in a rule that requires no approval: there is nothing to do without; leave it out")
 		return nil
 	}
-	g := r.fields(n, "break_glass", "groups", "max_duration", "review", "review_within", "reason")
+	g := r.fields(n, "break_glass", "groups", "max_duration", "review", "review_within", "max_open", "reason")
 	if g == nil {
 		return nil
 	}
-	b := &breakGlass{reviewWithin: MaxReviewWithin}
+	b := &breakGlass{reviewWithin: MaxReviewWithin, maxOpen: DefaultMaxOpen}
 	if v := r.must(n, g, "groups"); v != nil {
 		b.groups = r.groupNames(v, "groups", "[on-call]")
 	}
@@ -116,6 +123,9 @@ func (r *reader) breakGlass(n *yaml.Node, f map[string]*yaml.Node, most time.Dur
 	}
 	if v := r.must(n, g, "review_within"); v != nil {
 		b.reviewWithin = r.duration(v, "review_within", MinReviewWithin, MaxReviewWithin)
+	}
+	if v := g["max_open"]; v != nil {
+		b.maxOpen = r.integer(v, "max_open", 1, MaxMaxOpen)
 	}
 	if v := g["reason"]; v != nil {
 		b.reason = r.reason(v, false)

@@ -128,11 +128,18 @@ func pass(ctx context.Context, from API, e api.Event, heard chan<- news) error {
 			return ctx.Err()
 		case errors.Is(err, api.ErrNotFound):
 			return nil
-		case err == nil && r.State != api.RequestPending:
+		case err == nil && r.Extends != nil && r.State == api.RequestApproved:
+			n.data.ID = r.Extends.Grant // whose page says until when it lives
+			return send(ctx, n, heard)
+		case err == nil && r.State != api.RequestPending && r.BreakGlass == nil:
 			return nil // decided already; its events follow
 		}
 		n.name = "request"
 	}
+	return send(ctx, n, heard)
+}
+
+func send(ctx context.Context, n news, heard chan<- news) error {
 	select {
 	case heard <- n:
 		return nil

@@ -53,6 +53,36 @@ func (l *listener) event() string {
 	return ""
 }
 
+// TestEventsOfWhatNobodyDecides: a glass that was broken is approved with the very command that asks,
+// and must not be the one request that an open page hears nothing of. An extension that the rules
+// grant is news of the grant.
+func TestEventsOfWhatNobodyDecides(t *testing.T) {
+	b := newBed(t)
+	b.requests = []api.Request{
+		pending(func(r *api.Request) { r.ID, r.State = "auto", api.RequestApproved }),
+		pending(func(r *api.Request) {
+			r.ID, r.State, r.Extends = "longer", api.RequestApproved, &api.Extends{Grant: "the-grant"}
+		}),
+		pending(func(r *api.Request) { r.ID, r.State, r.BreakGlass = "glass", api.RequestApproved, &api.BreakGlass{} }),
+	}
+	who := b.signIn(t)
+	server := httptest.NewServer(b.pages)
+	defer server.Close()
+	defer http.DefaultClient.CloseIdleConnections()
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
+	l := b.listen(t, ctx, server.URL, who.cookie, "")
+	for i, id := range []string{"auto", "longer", "glass"} {
+		b.events <- api.Event{ID: uint64(i + 1), Kind: "request.create", Object: id}
+	}
+	if got := l.event(); !strings.Contains(got, "event: change\n") || !strings.Contains(got, `"id":"the-grant"`) {
+		t.Errorf("an extension: %q", got)
+	}
+	if got := l.event(); !strings.Contains(got, "event: request\n") || !strings.Contains(got, `"id":"glass"`) {
+		t.Errorf("a broken glass: %q", got)
+	}
+}
+
 func TestEvents(t *testing.T) {
 	b := newBed(t)
 	r := pending(nil)

@@ -21,7 +21,7 @@ in the metrics and in the audit log, and it opens a review that others must clos
 with what they found. While a review of yours is overdue, no other glass is broken.
 
 Permissions are written as for hallpass request create. --dry-run asks nothing: it
-says whether you may, for how long, and who would review it.`,
+says whether the policy lets you, for how long, and who would review it.`,
 		Example: `  hallpass breakglass payments --allow 'POST /queue/restart' --for 10m --reason 'INC-77: payments is down'`,
 		Args:    exactArgs("SERVICE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
