@@ -125,7 +125,7 @@ func (r *reader) breakGlass(n *yaml.Node, f map[string]*yaml.Node, most time.Dur
 		b.reviewWithin = r.duration(v, "review_within", MinReviewWithin, MaxReviewWithin)
 	}
 	if v := g["max_open"]; v != nil {
-		b.maxOpen = r.integer(v, "max_open", 1, MaxMaxOpen)
+		b.maxOpen = r.integer(v, "max_open", MaxMaxOpen)
 	}
 	if v := g["reason"]; v != nil {
 		b.reason = r.reason(v, false)

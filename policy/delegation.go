@@ -82,7 +82,7 @@ func (r *reader) delegate(n *yaml.Node, f map[string]*yaml.Node, most time.Durat
 		d.to = r.patterns(v, "to", false)
 	}
 	if v := r.must(n, g, "max_grants"); v != nil {
-		d.most = r.integer(v, "max_grants", 1, MaxChildren)
+		d.most = r.integer(v, "max_grants", MaxChildren)
 	}
 	if v := r.must(n, g, "max_duration"); v != nil && most > 0 {
 		d.maxDuration = r.duration(v, fmt.Sprintf("max_duration of delegate (the rule's is %s)", span(most)), MinDuration, most)

@@ -35,7 +35,7 @@ func (r *reader) policy(top *yaml.Node, p *Policy) {
 	if n := f["version"]; n == nil {
 		r.fail(top, "no version: write version: 1, 2 for conditions, services and tests, or 3 for breaking the glass, extensions and delegation")
 	} else {
-		p.version = r.integer(n, "version", 1, MaxVersion)
+		p.version = r.integer(n, "version", MaxVersion)
 	}
 	if n := f["services"]; n != nil {
 		p.services = r.services(n)
@@ -276,7 +276,7 @@ func (r *reader) requirements(n *yaml.Node) []Requirement {
 			q.Group = r.group(v)
 		}
 		if v := r.must(item, f, "approvals"); v != nil {
-			q.Approvals = r.integer(v, "approvals", 1, MaxApprovals)
+			q.Approvals = r.integer(v, "approvals", MaxApprovals)
 		}
 		if slices.ContainsFunc(out, func(o Requirement) bool { return o.Group == q.Group && q.Group != "" }) {
 			r.fail(item, "require: group %s twice: keep the larger number", q.Group)

@@ -239,16 +239,16 @@ func (r *reader) text(n *yaml.Node, what string) string {
 	return ""
 }
 
-// integer returns a number from low to high, or 0 and a mistake. Only plain
+// integer returns a number from 1 to high, or 0 and a mistake. Only plain
 // decimal digits are one: 010 is eight to some readers and ten to others.
-func (r *reader) integer(n *yaml.Node, what string, low, high int) int {
+func (r *reader) integer(n *yaml.Node, what string, high int) int {
 	v, err := strconv.Atoi(n.Value)
 	if n.Kind != yaml.ScalarNode || n.Tag != "!!int" || err != nil || strconv.Itoa(v) != n.Value {
-		r.fail(n, "%s is %s: write a whole number from %d to %d", what, kindOf(n), low, high)
+		r.fail(n, "%s is %s: write a whole number from 1 to %d", what, kindOf(n), high)
 		return 0
 	}
-	if v < low || v > high {
-		r.fail(n, "%s is %d: write a whole number from %d to %d", what, v, low, high)
+	if v < 1 || v > high {
+		r.fail(n, "%s is %d: write a whole number from 1 to %d", what, v, high)
 		return 0
 	}
 	return v
