@@ -179,7 +179,7 @@ func (t *turn) begin() error {
 		return denied("node %q is not a member of the cluster", t.cmd.Node)
 	}
 	switch t.cmd.Kind { //nolint:exhaustive // all others are somebody's
-	case KindTick, KindRaiseVersion, KindBeginEpoch, KindAnchorAccess:
+	case KindTick, KindRaiseVersion, KindBeginEpoch, KindAnchorAccess, KindSettleOutbox:
 		return t.clusterOnly()
 	case KindAdoptManifest, KindRemoveNode:
 		if t.cmd.Actor == "" {
@@ -280,6 +280,12 @@ func (t *turn) perform() (Object, error) {
 		return t.anchorAccess(b)
 	case CloseReview:
 		return t.closeReview(b)
+	case SettleOutbox:
+		return t.settleOutbox(b)
+	case ReplayOutbox:
+		return t.replayOutbox(b)
+	case ForgetOutbox:
+		return t.forgetOutbox(b)
 	}
 	return nil, invalid("unknown kind %q", t.cmd.Kind)
 }

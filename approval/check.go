@@ -46,6 +46,7 @@ func CheckInvariants(r Reader) error {
 	c.emergencies()
 	c.feed()
 	c.anchors()
+	c.outbox()
 	c.kept()
 	c.audit()
 	c.keys()

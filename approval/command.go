@@ -50,7 +50,10 @@ const (
 	KindAnchorAccess Kind = "access.anchor"
 
 	// Since version 4.
-	KindCloseReview Kind = "review.close"
+	KindCloseReview  Kind = "review.close"
+	KindSettleOutbox Kind = "outbox.settle"
+	KindReplayOutbox Kind = "outbox.replay"
+	KindForgetOutbox Kind = "outbox.forget"
 )
 
 // since is the version of commands that brought a kind.
@@ -60,7 +63,7 @@ func (k Kind) since() int {
 		return 2
 	case KindAnchorAccess:
 		return 3
-	case KindCloseReview:
+	case KindCloseReview, KindSettleOutbox, KindReplayOutbox, KindForgetOutbox:
 		return 4
 	}
 	return 1

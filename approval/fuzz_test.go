@@ -107,6 +107,7 @@ func fittingCommands(w *world) []Command {
 		w.command("ada", ProposeChange{ID: w.id(), BaseRevision: 1, Edit: Edit{Kind: EditPersonDelete, Name: "dave"}}),
 		w.command("ada", ProposeChange{ID: w.id(), Edit: Edit{Kind: EditSubjectUnblock, Subject: spiffe("agent/bob-bot")}}),
 		late,
+		w.command("", SettleOutbox{Target: "chat", Position: 1}),
 	}
 }
 
@@ -122,7 +123,7 @@ func TestFittingCommands(t *testing.T) {
 		}
 		kinds[c.Body.kind()] = true
 	}
-	if len(kinds) != 15 {
+	if len(kinds) != 16 {
 		t.Errorf("%d kinds", len(kinds))
 	}
 }

@@ -45,6 +45,8 @@ import (
 //	aw/SERVICE-ID 0 LOG      …by service
 //	ab/SERVICE-ID 0 LOG      what is wrong with them       (LogAlarm)
 //	ad/<ms> KIND ID          when each was anchored or raised last
+//	ot/TARGET                how far notifications have gone (Target)
+//	ox/TARGET 0 <n>          dead letters (DeadLetter), n is the audit entry in 8 big-endian bytes
 //	rp/REQUESTER 0 <id>      pending requests, by requester → when they expire
 //	cp/AUTHOR 0 <id>         pending changes, by author → when they expire
 //	k/HASH                   results kept for idempotency  (kept)
@@ -102,6 +104,8 @@ const (
 	prefixChildOf      = "tc/"
 	prefixOpenReview   = "vo/"
 	prefixReviewOf     = "vp/"
+	prefixTarget       = "ot/"
+	prefixDeadLetter   = "ox/"
 )
 
 // What is due, in the order in which it is done at one moment.

@@ -62,8 +62,7 @@ func TestVersions(t *testing.T) {
 	second := w.command("", RaiseVersion{Version: 3})
 	second.V = 2
 	same("version 3", second, nil)
-	anchors = w.command("", AnchorAccess{Heads: []AnchoredHead{anchorHead("payments", 1)}})
-	anchors.V = 3
+	anchors.V, anchors.ID = 3, w.id()
 	same("an anchor", anchors, nil)
 	glass := w.command("ada", ProposeChange{ID: w.id(), Edit: Edit{Kind: EditPolicySet, YAML: "version: 3\nrules: []\n"}, BaseRevision: 1})
 	glass.V = 3
@@ -74,9 +73,13 @@ func TestVersions(t *testing.T) {
 	reviewed := w.command("alice", CloseReview{Request: w.id(), Finding: "why"})
 	reviewed.V = 3
 	same("a review before version 4", reviewed, ErrInvalid)
+	settle := w.command("", SettleOutbox{Target: "chat", Position: 1})
+	settle.V = 3
+	same("a settlement in version 3", settle, ErrInvalid)
 	third := w.command("", RaiseVersion{Version: 4})
 	third.V = 3
 	same("version 4", third, nil)
+	same("a settlement", w.command("", SettleOutbox{Target: "chat", Position: 1}), nil)
 	same("the version of old", w.command("ada", BlockSubject{Subject: spiffe("agent/y"), Reason: "why"}), nil)
 	same("one that is not agreed on", block(Next), ErrInvalid)
 	bad := w.command("", RaiseVersion{Version: Next})

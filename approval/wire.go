@@ -205,6 +205,12 @@ func decodeBody(kind Kind, data []byte) (Body, error) {
 		return decodeAs[AnchorAccess](data)
 	case KindCloseReview:
 		return decodeAs[CloseReview](data)
+	case KindSettleOutbox:
+		return decodeAs[SettleOutbox](data)
+	case KindReplayOutbox:
+		return decodeAs[ReplayOutbox](data)
+	case KindForgetOutbox:
+		return decodeAs[ForgetOutbox](data)
 	}
 	return nil, fmt.Errorf("unknown kind %q", kind)
 }
@@ -290,6 +296,8 @@ func decodeObject(kind string, data []byte) (Object, error) {
 		return objectAs[EmergencyRevocation](data)
 	case "anchored":
 		return objectAs[Anchored](data)
+	case "outbox target":
+		return objectAs[Target](data)
 	}
 	return nil, fmt.Errorf("unknown object kind %q", kind)
 }

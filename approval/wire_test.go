@@ -107,6 +107,12 @@ func oneOfEach() []Command {
 			ID: id + "5", Subject: "spiffe://acme.test/agent/x", Service: "payments", Permissions: []string{"GET /accounts/1"},
 			Reason: "why", Duration: 60000, PolicyRevision: 3, DirectoryRevision: 4, Parent: id + "4",
 		},
+		SettleOutbox{
+			Target: "chat", Base: 7, Position: 44, Paused: "410 Gone",
+			Deliveries: []Settlement{{Entry: 41, Outcome: OutcomeSent}, {Entry: 42, Outcome: OutcomeDead, Tries: 9, Cause: "500"}, {Entry: 43, Outcome: OutcomeOpen, Tries: 1, Cause: "no route"}},
+		},
+		ReplayOutbox{Target: "chat", Entries: []uint64{42}},
+		ForgetOutbox{Target: "chat"},
 	}
 	commands := make([]Command, len(bodies))
 	for i, b := range bodies {
@@ -128,7 +134,7 @@ func first(b Body) int {
 		return 2
 	case AnchorAccess:
 		return 3
-	case CloseReview:
+	case CloseReview, SettleOutbox, ReplayOutbox, ForgetOutbox:
 		return 4
 	}
 	return 1
@@ -154,7 +160,7 @@ func TestWireGolden(t *testing.T) {
 			t.Errorf("%s comes back different (-sent +read):\n%s", c.Kind, diff)
 		}
 	}
-	if len(kinds) != 28 {
+	if len(kinds) != 31 {
 		t.Errorf("%d kinds", len(kinds))
 	}
 	file := filepath.Join("testdata", "wire.golden")
@@ -278,6 +284,7 @@ func TestResultRoundTrip(t *testing.T) {
 			Review: &Review{Groups: []string{"g"}, Due: 1, Findings: []Finding{{Person: "p", Actor: "a", Text: "t", At: 2}}, Closed: 3},
 		}},
 		{Index: 18, Object: Anchored{Logs: []AccessLog{{Log: "l", Size: 1}}, Alarms: []LogAlarm{{Log: "l", Why: LogForked}}}},
+		{Index: 19, Object: Target{Name: "t", Revision: 2, Position: 9, Open: []OpenDelivery{{Entry: 3, Since: 4, Tries: 5, Cause: "c"}}, Paused: 6, Cause: "p", Sent: 7, Dead: 8, Dropped: 9}},
 	} {
 		data, err := r.Encode()
 		if err != nil {
