@@ -400,3 +400,14 @@ func (c *checker) outbox() {
 		}
 	})
 }
+
+// Kinds are all kinds of commands, which are the kinds of audit entries.
+func Kinds() []Kind {
+	return []Kind{
+		KindBootstrap, KindCreateRequest, KindDecideRequest, KindCancelRequest, KindTick, KindIssueGrant, KindRevokeGrant,
+		KindReturnGrant, KindIssueIdentity, KindBlockSubject, KindDenyIssuer, KindInstallIssuer, KindSetRoots, KindAdoptManifest,
+		KindJoinNode, KindPromoteNode, KindRemoveNode, KindHandOver, KindRaiseVersion, KindBeginEpoch, KindProposeChange,
+		KindDecideChange, KindCancelChange, KindRegisterEmergency, KindImportEmergency, KindRevokeEmergency, KindAnchorAccess,
+		KindSettleOutbox, KindReplayOutbox, KindForgetOutbox,
+	}
+}

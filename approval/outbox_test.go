@@ -207,8 +207,14 @@ func TestOutboxIsBounded(t *testing.T) {
 // TestEveryKindNotifiesOrNot: a new kind of command is told to targets unless somebody
 // has decided otherwise; what is told of the outbox itself would never end.
 func TestEveryKindNotifiesOrNot(t *testing.T) {
-	silent := map[Kind]bool{}
+	silent, known := map[Kind]bool{}, map[Kind]bool{}
+	for _, k := range Kinds() {
+		known[k] = true
+	}
 	for _, c := range oneOfEach() {
+		if !known[c.Kind] {
+			t.Errorf("%s is not among Kinds: no target could be told of it", c.Kind)
+		}
 		if !c.Kind.Notifies() {
 			silent[c.Kind] = true
 		}

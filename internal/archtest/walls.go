@@ -46,11 +46,12 @@ func Hallpass() Rules {
 			{Name: "approval", May: []string{"grant", "policy", "audit", "trust", "emergency"}},
 			{Name: "approval/api", May: []string{"approval", "grant", "policy", "audit"}},
 			{Name: "approval/console", May: []string{"approval/api", "audit", "grant", "policy"}},
+			{Name: "approval/notify", May: []string{"approval", "grant"}},
 			{Name: "ca", May: []string{"grant", "trust", "emergency"}},
 			{Name: "ca/kms", May: []string{"ca"}},
 			{Name: "signer", May: []string{"approval/api", "ca", "trust"}},
 			{Name: "control", May: []string{
-				"grant", "policy", "policy/condition", "audit", "raftstore", "approval", "approval/api", "ca", "trust", "emergency", "internal/telemetry",
+				"grant", "policy", "policy/condition", "audit", "raftstore", "approval", "approval/api", "approval/notify", "ca", "trust", "emergency", "internal/telemetry",
 			}},
 			{Name: "proxy", May: []string{"grant", "trust", "emergency"}},
 			{Name: "proxy/records"},
@@ -58,7 +59,7 @@ func Hallpass() Rules {
 			{Name: "bench", May: []string{"*"}},
 			{Name: "deploy", May: []string{"approval/api", "audit", "grant", "internal/ledger"}},
 			{Name: "cmd/hallpass", May: []string{
-				"control", "proxy", "proxy/records", "signer", "approval/api", "approval/console", "audit", "ca", "ca/kms", "grant", "policy", "policy/condition", "trust", "emergency", "internal",
+				"control", "proxy", "proxy/records", "signer", "approval/api", "approval/console", "approval/notify", "audit", "ca", "ca/kms", "grant", "policy", "policy/condition", "trust", "emergency", "internal",
 			}},
 			{Name: "internal/telemetry"},
 			{Name: "internal/archtest"},
