@@ -53,6 +53,7 @@ func (n *node) health() Health {
 		n.checkJournals(),
 		n.checkAccessLogs(),
 		n.checkWitnesses(),
+		n.checkNotifications(),
 		stateFinding(n.store.Status().Differing))
 	h.Ready = true
 	for _, f := range h.Findings {

@@ -53,6 +53,7 @@ type Config struct {
 	Limits     Limits                  // zero: the recommended ones
 	Cleanup    Cleanup                 // zero: members are removed by admins only
 	Witness    Witness                 // zero: none
+	Notify     Notify                  // zero: nobody is told
 	OpenConfig func(*raftstore.Config) // nil, or a last word on the store's configuration, for simulations
 
 	// speaks makes the node one of another release: see approval.Machine.

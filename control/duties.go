@@ -21,6 +21,7 @@ func (n *node) lead(ctx context.Context) {
 	var group sync.WaitGroup
 	defer group.Wait()
 	group.Go(func() { n.publishAll(ctx) })
+	group.Go(func() { n.notifyAll(ctx) })
 	since, said := time.Now(), ""
 	for ctx.Err() == nil {
 		err := errors.Join(n.duties(ctx), n.memberDuties(ctx, since))

@@ -17,6 +17,7 @@ import (
 
 	"github.com/hallpass/hallpass/approval"
 	"github.com/hallpass/hallpass/approval/api"
+	"github.com/hallpass/hallpass/approval/notify"
 	"github.com/hallpass/hallpass/raftstore"
 )
 
@@ -53,6 +54,7 @@ type node struct {
 	uncommitted *uncommitted
 	anchors     *anchors
 	witnesses   []*witness
+	notifier    *notify.Notifier
 
 	minted   mintCache
 	callers  callerCache
@@ -117,6 +119,9 @@ func open(cfg Config) (*Server, error) {
 	if n.handler, err = api.NewHandler(api.Config{
 		Backend: backend{n}, Logger: n.log, Heartbeat: set.limits.Heartbeat, Elsewhere: n.elsewhere,
 	}); err != nil {
+		return nil, fmt.Errorf("control: %w", err)
+	}
+	if n.notifier, err = n.newNotifier(cfg.Notify); err != nil {
 		return nil, fmt.Errorf("control: %w", err)
 	}
 	if n.store, err = raftstore.Open(cfg.storeConfig(n.machine, n.log)); err != nil {

@@ -47,6 +47,7 @@ type Backend interface {
 	TrustBackend
 	MemberBackend
 	EmergencyBackend
+	NotifyBackend
 	AuditBackend
 	BackupBackend
 	StreamBackend
@@ -125,6 +126,17 @@ type EmergencyBackend interface {
 	RegisterEmergencyIssuer(ctx context.Context, call Call, in EmergencyIssuerInput) (Issuer, error)
 	ImportEmergencyRecord(ctx context.Context, call Call, in EmergencyRecordInput) (EmergencyJournal, error)
 	RevokeEmergencyGrant(ctx context.Context, call Call, id string, in ReasonInput) (EmergencyRevocation, error)
+}
+
+// NotifyBackend serves /v1/notify, to admins.
+type NotifyBackend interface {
+	NotifyTargets(ctx context.Context, call Call) (NotifyTargets, error)
+	// DeadLetters takes target "" for those of all.
+	DeadLetters(ctx context.Context, call Call, target string) (DeadLetters, error)
+	ReplayNotifications(ctx context.Context, call Call, target string, in ReplayInput) (NotifyTarget, error)
+	ForgetTarget(ctx context.Context, call Call, target string) (NotifyTarget, error)
+	// TestTarget MUST send now, and change nothing.
+	TestTarget(ctx context.Context, call Call, target string) (NotifyTested, error)
 }
 
 // AuditBackend serves /v1/audit.

@@ -103,6 +103,7 @@ func (h *Handler) routes(r *registrar) {
 	h.trustRoutes(r)
 	h.memberRoutes(r)
 	h.emergencyRoutes(r)
+	h.notifyRoutes(r)
 	h.auditRoutes(r)
 	h.snapshotRoute(r)
 	h.streamRoutes(r)

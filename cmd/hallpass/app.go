@@ -99,7 +99,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		a.newSubjectCommand(), a.newIssuerCommand(), a.newAuditCommand())
 	add("run", newDemoCommand(a), newDevCommand(a), newDemoUpstreamCommand(a),
 		a.newServerCommand(), a.newProxyCommand(), a.newSignerCommand(), a.newConfigCommand(), a.newHealthCommand(),
-		newCACommand(a), a.newIdentityCommand(), a.newEmergencyCommand(), a.newBundleCommand(), a.newClusterCommand(), a.newSnapshotCommand(), a.newVersionCommand())
+		newCACommand(a), a.newIdentityCommand(), a.newEmergencyCommand(), a.newNotifyCommand(), a.newBundleCommand(), a.newClusterCommand(), a.newSnapshotCommand(), a.newVersionCommand())
 }
 
 // strict gives each command that only holds others an error for a word that is none of them:

@@ -77,9 +77,13 @@ func (a *app) serve(ctx context.Context, s serverSettings, p processSettings) (e
 	if err != nil {
 		return err
 	}
+	tell, err := s.Notify.control()
+	if err != nil {
+		return err
+	}
 	cfg := control.Config{
-		Witness: witness,
-		Node:    node, Manifest: manifest, DataDir: s.DataDir, LogStore: s.LogStore, Logger: tel.Logger, Now: a.now,
+		Witness: witness, Notify: tell,
+		Node: node, Manifest: manifest, DataDir: s.DataDir, LogStore: s.LogStore, Logger: tel.Logger, Now: a.now,
 		Skew: s.Skew, StrictSVID: s.Strict, Retention: s.retention(),
 		Limits:  s.Limits.control(),
 		Cleanup: control.Cleanup{After: s.Cleanup.After, MinVoters: s.Cleanup.MinVoters},

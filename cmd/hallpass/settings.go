@@ -8,6 +8,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -22,19 +23,20 @@ import (
 // serverSettings is the configuration file of a control node. Paths are taken from the folder
 // that the file lies in.
 type serverSettings struct {
-	Node      string        `yaml:"node" doc:"this node's id, as in the manifest"`
-	DataDir   string        `yaml:"data_dir" doc:"folder of the replicated state; made when missing"`
-	LogStore  string        `yaml:"log_store" doc:"how the log is kept in data_dir: bolt or wal (default bolt); a node stays with what it began with"`
-	KeysDir   string        `yaml:"keys_dir" doc:"folder that server init made"`
-	Manifest  string        `yaml:"manifest" doc:"the cluster's manifest.json, the same on every node"`
-	Listen    listen        `yaml:"listen"`
-	Skew      time.Duration `yaml:"skew" doc:"how far certificates are backdated for slow clocks (default 10s)"`
-	Strict    bool          `yaml:"strict_svid" doc:"give grant certificates both extended key usages"`
-	Retention int           `yaml:"retention_days" doc:"days that requests, decisions and grants are kept after they ended (default 400, at least 60); the audit log is kept for ever"`
-	Dev       bool          `yaml:"dev" doc:"accept development roots, on loopback only"`
-	Cleanup   cleanup       `yaml:"cleanup"`
-	Witness   witnesses     `yaml:"witness"`
-	Limits    limits        `yaml:"limits"`
+	Node      string         `yaml:"node" doc:"this node's id, as in the manifest"`
+	DataDir   string         `yaml:"data_dir" doc:"folder of the replicated state; made when missing"`
+	LogStore  string         `yaml:"log_store" doc:"how the log is kept in data_dir: bolt or wal (default bolt); a node stays with what it began with"`
+	KeysDir   string         `yaml:"keys_dir" doc:"folder that server init made"`
+	Manifest  string         `yaml:"manifest" doc:"the cluster's manifest.json, the same on every node"`
+	Listen    listen         `yaml:"listen"`
+	Skew      time.Duration  `yaml:"skew" doc:"how far certificates are backdated for slow clocks (default 10s)"`
+	Strict    bool           `yaml:"strict_svid" doc:"give grant certificates both extended key usages"`
+	Retention int            `yaml:"retention_days" doc:"days that requests, decisions and grants are kept after they ended (default 400, at least 60); the audit log is kept for ever"`
+	Dev       bool           `yaml:"dev" doc:"accept development roots, on loopback only"`
+	Cleanup   cleanup        `yaml:"cleanup"`
+	Witness   witnesses      `yaml:"witness"`
+	Limits    limits         `yaml:"limits"`
+	Notify    notifySettings `yaml:"notify"`
 }
 
 // cleanup is when members are removed that nobody hears any more.
@@ -108,7 +110,19 @@ func loadServer(file string) (serverSettings, error) {
 	if file == "" {
 		return s, nil
 	}
-	if err := config.Load(file, &s); err != nil {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return s, fmt.Errorf("%w: %w", config.ErrConfig, err)
+	}
+	if err := config.Decode(file, text, &s); err != nil {
+		return s, err
+	}
+	lines, err := config.Lines(file, text)
+	if err != nil {
+		return s, err
+	}
+	s.Notify.from(filepath.Dir(file))
+	if err := s.Notify.check(lines); err != nil {
 		return s, err
 	}
 	paths := []*string{&s.DataDir, &s.KeysDir, &s.Manifest, &s.Witness.SecretFile}
