@@ -93,6 +93,9 @@ type Event struct {
 // Delivery is one event on its way to one target.
 type Delivery struct {
 	ID string
+	// Again says that the receiver may have it already: it was tried, or an earlier
+	// leader may have sent it.
+	Again bool
 	Event
 }
 

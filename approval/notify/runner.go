@@ -59,6 +59,7 @@ type runner struct {
 
 	known   approval.Target     // as settled last
 	cursor  uint64              // the first entry that was not looked at
+	begun   uint64              // the log's size when this leader began: what is before, another may have sent
 	open    map[uint64]*pending // by entry
 	order   []uint64            // the keys of open, ascending
 	busy    int
@@ -119,11 +120,12 @@ func (r *runner) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	size, _, err := r.n.cfg.Outbox.Size()
+	if err != nil {
+		return err
+	}
+	r.begun = size
 	if known.Revision == 0 {
-		size, _, err := r.n.cfg.Outbox.Size()
-		if err != nil {
-			return err
-		}
 		if known, err = r.n.cfg.Outbox.Settle(ctx, approval.SettleOutbox{Target: r.t.name, Position: size, Deliveries: []approval.Settlement{}}); err != nil {
 			return err
 		}
@@ -196,7 +198,7 @@ func (r *runner) merge(ctx context.Context, known approval.Target) error {
 		if err != nil {
 			return err
 		}
-		p.tries, p.told, p.cause = o.Tries, o.Tries, o.Cause
+		p.tries, p.told, p.cause, p.Again = o.Tries, o.Tries, o.Cause, true
 		for range min(o.Tries, 16) {
 			p.pauses.NextBackOff()
 		}
@@ -212,7 +214,7 @@ func (r *runner) add(e Entry, since time.Time) (*pending, error) {
 		return nil, err
 	}
 	p := &pending{
-		Delivery: Delivery{ID: DeliveryID(r.n.cfg.Cluster, e, r.t.name), Event: event}, keys: e.keys(), since: since,
+		Delivery: Delivery{ID: DeliveryID(r.n.cfg.Cluster, e, r.t.name), Event: event, Again: e.Index < r.begun}, keys: e.keys(), since: since,
 		pauses: &backoff.ExponentialBackOff{InitialInterval: r.n.cfg.Pace.Retry, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: r.n.cfg.Pace.Most},
 	}
 	r.open[e.Index] = p
@@ -302,7 +304,7 @@ func (r *runner) took(ctx context.Context, done result) {
 	}
 	f := failed(done.err)
 	now := r.n.cfg.Now()
-	p.tries, p.cause = p.tries+1, f.Cause
+	p.tries, p.cause, p.Again = p.tries+1, f.Cause, true
 	p.next = now.Add(max(p.pauses.NextBackOff(), f.After))
 	if f.Gone {
 		r.paused = f.Cause

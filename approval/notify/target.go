@@ -26,10 +26,11 @@ type Kind string
 // The kinds.
 const (
 	KindWebhook Kind = "webhook"
+	KindMail    Kind = "mail"
 )
 
 // Kinds are all of them.
-func Kinds() []Kind { return []Kind{KindWebhook} }
+func Kinds() []Kind { return []Kind{KindWebhook, KindMail} }
 
 // TargetConfig names a receiver. Which fields a kind takes is said at each.
 type TargetConfig struct {
@@ -38,6 +39,7 @@ type TargetConfig struct {
 	Events []string       // kinds of audit entries, "request.*" or "*"; nil: DefaultEvents
 	URL    string         // webhook
 	Keys   []SigningKey   // webhook: each signs
+	Mail   Mail           // mail
 	Roots  *x509.CertPool // that the receiver's certificate is verified by; nil: the system's
 
 	Timeout time.Duration // of one try; zero: 10 s
@@ -116,6 +118,8 @@ func NewTarget(c TargetConfig, now func() time.Time) (*Target, error) {
 	switch c.Kind {
 	case KindWebhook:
 		err = t.webhook(c, now)
+	case KindMail:
+		err = t.mail(c)
 	default:
 		err = &FieldError{"kind", fmt.Sprintf("%q: want one of %s", c.Kind, kindList())}
 	}

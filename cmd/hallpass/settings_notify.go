@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,6 +32,14 @@ type notifyTarget struct {
 	URL         string   `yaml:"url"`
 	SecretFiles []string `yaml:"secret_files"`
 	CAFile      string   `yaml:"ca_file"`
+
+	Server       string   `yaml:"server"`
+	TLS          string   `yaml:"tls"`
+	From         string   `yaml:"from"`
+	To           []string `yaml:"to"`
+	User         string   `yaml:"user"`
+	PasswordFile string   `yaml:"password_file"`
+
 	Timeout     waitSpan `yaml:"timeout"`
 	GiveUpAfter waitSpan `yaml:"give_up_after"`
 }
@@ -55,7 +64,7 @@ const maxSecretFile = 64 << 10
 
 // files are the paths that a target names.
 func (t *notifyTarget) files() []*string {
-	all := []*string{&t.CAFile}
+	all := []*string{&t.CAFile, &t.PasswordFile}
 	for i := range t.SecretFiles {
 		all = append(all, &t.SecretFiles[i])
 	}
@@ -132,10 +141,58 @@ func (t notifyTarget) build(open bool) (*notify.Target, error) {
 		c.Keys = append(c.Keys, k)
 	}
 	var err error
+	if c.Mail, err = t.mail(open); err != nil {
+		return nil, err
+	}
+	if err := t.unused(); err != nil {
+		return nil, err
+	}
 	if c.Roots, err = t.roots(open); err != nil {
 		return nil, err
 	}
 	return notify.NewTarget(c, time.Now)
+}
+
+// mail is what a target of mail needs besides.
+func (t notifyTarget) mail(open bool) (m notify.Mail, err error) {
+	m = notify.Mail{Server: t.Server, TLS: notify.MailTLS(t.TLS), From: t.From, To: t.To, User: t.User}
+	if t.PasswordFile != "" {
+		if m.Password, err = secretOf(t.PasswordFile, open, "stands in"); err != nil {
+			return m, &notify.FieldError{Field: "password_file", Text: err.Error()}
+		}
+	}
+	return m, nil
+}
+
+// unused refuses keys that the target's kind does not take: who wrote one believes that
+// it counts.
+func (t notifyTarget) unused() error {
+	taken := map[notify.Kind][]string{
+		notify.KindWebhook: {"url", "secret_files", "ca_file"},
+		notify.KindMail:    {"server", "tls", "from", "to", "user", "password_file", "ca_file"},
+	}[notify.Kind(t.Kind)]
+	if taken == nil {
+		return nil // that there is no such kind is told elsewhere
+	}
+	for _, f := range []struct {
+		key   string
+		given bool
+	}{
+		{"url", t.URL != ""},
+		{"secret_files", len(t.SecretFiles) > 0},
+		{"ca_file", t.CAFile != ""},
+		{"server", t.Server != ""},
+		{"tls", t.TLS != ""},
+		{"from", t.From != ""},
+		{"to", len(t.To) > 0},
+		{"user", t.User != ""},
+		{"password_file", t.PasswordFile != ""},
+	} {
+		if f.given && !slices.Contains(taken, f.key) {
+			return &notify.FieldError{Field: f.key, Text: fmt.Sprintf("is nothing that a target of kind %s takes; it takes %s", t.Kind, strings.Join(taken, ", "))}
+		}
+	}
+	return nil
 }
 
 // roots are those of ca_file, nil for the system's.

@@ -66,16 +66,19 @@ func TestNotifySettings(t *testing.T) {
 		t.Errorf("%+v, %v", out, err)
 	}
 	for text, want := range map[string]string{
-		"notify:\n  targets:\n    - name: Siem\n      kind: webhook\n":                                        "server.yaml:8: notify.targets[0].name: ",
-		"notify:\n  targets:\n    - name: siem\n      kind: carrier\n":                                        "server.yaml:9: notify.targets[0].kind: ",
-		"notify:\n  targets:\n    - name: siem\n      kind: webhook\n      url: http://w.test/\n":             "server.yaml:10: notify.targets[0].url: ",
-		"notify:\n  targets:\n    - name: siem\n      kind: webhook\n      url: https://w.test/\n":            "server.yaml:8: notify.targets[0].secret_files: ",
-		"notify:\n  targets:\n    - name: siem\n      kind: webhook\n      uri: x\n":                          "server.yaml:10: notify.targets[0].uri: unknown key; did you mean notify.targets[0].url?",
-		"notify:\n  targets:\n    - name: siem\n      kind: webhook\n      timeout: 0s\n":                     "server.yaml:10: notify.targets[0].timeout: ",
-		"notify:\n  console: 127.0.0.1:8700\n":                                                                "server.yaml:7: notify.console: ",
-		hook + "      timeout: 2h\n":                                                                          "server.yaml:13: notify.targets[0].timeout: ",
-		hook + "      give_up_after: 1000h\n":                                                                 "server.yaml:13: notify.targets[0].give_up_after: ",
-		hook + "      events: [request.created]\n":                                                            "server.yaml:13: notify.targets[0].events: ",
+		"notify:\n  targets:\n    - name: Siem\n      kind: webhook\n":                             "server.yaml:8: notify.targets[0].name: ",
+		"notify:\n  targets:\n    - name: siem\n      kind: carrier\n":                             "server.yaml:9: notify.targets[0].kind: ",
+		"notify:\n  targets:\n    - name: siem\n      kind: webhook\n      url: http://w.test/\n":  "server.yaml:10: notify.targets[0].url: ",
+		"notify:\n  targets:\n    - name: siem\n      kind: webhook\n      url: https://w.test/\n": "server.yaml:8: notify.targets[0].secret_files: ",
+		"notify:\n  targets:\n    - name: siem\n      kind: webhook\n      uri: x\n":               "server.yaml:10: notify.targets[0].uri: unknown key; did you mean notify.targets[0].url?",
+		"notify:\n  targets:\n    - name: siem\n      kind: webhook\n      timeout: 0s\n":          "server.yaml:10: notify.targets[0].timeout: ",
+		"notify:\n  console: 127.0.0.1:8700\n":                                                     "server.yaml:7: notify.console: ",
+		hook + "      to: [a@acme.test]\n":                                                         "server.yaml:13: notify.targets[0].to: is nothing that a target of kind webhook takes",
+		"notify:\n  targets:\n    - name: post\n      kind: mail\n      server: mail.test:587\n      from: a@acme.test\n      to: [b@acme.test]\n      tls: none\n": "server.yaml:13: notify.targets[0].tls: ",
+		"notify:\n  targets:\n    - name: post\n      kind: mail\n      server: mail.test:587\n      from: a@acme.test\n":                                           "server.yaml:8: notify.targets[0].to: ",
+		hook + "      timeout: 2h\n":               "server.yaml:13: notify.targets[0].timeout: ",
+		hook + "      give_up_after: 1000h\n":      "server.yaml:13: notify.targets[0].give_up_after: ",
+		hook + "      events: [request.created]\n": "server.yaml:13: notify.targets[0].events: ",
 		hook + "    - name: siem\n      kind: webhook\n      url: https://w.test/\n      secret_files: [x]\n": "server.yaml:13: notify.targets[1].name: ",
 	} {
 		if _, err := loadNotify(t, text); err == nil || !strings.Contains(err.Error(), want) {

@@ -132,6 +132,7 @@ func Hallpass() Rules {
 			"github.com/danielgtaylor/":        {"approval/api"},
 			"filippo.io/age":                   {"ca", "cmd/hallpass", "testenv"},
 			"github.com/cloudflare/circl":      {"ca"},
+			"github.com/wneessen/go-mail":      {"approval/notify"},
 		},
 		Pure: []string{"grant", "policy", "policy/condition", "approval", "trust", "emergency"},
 		Impure: []string{
