@@ -65,12 +65,12 @@ type Options struct {
 	Persons []ca.Person // besides the default people
 	Groups  []ca.Group  // besides engineers, owners and admins
 	Now     func(node string) func() time.Time
-	Tracer  trace.TracerProvider  // of nodes, clients, proxies and connectors
-	Logger  *slog.Logger          // nil discards
-	KMS     ca.OpenKMS            // opens what Roots name
-	Roots   ca.RootKeys           // where the roots' keys are
-	Issuers ca.SignOptions        // of the nodes; Life and Now are looked at
-	Notify  func() control.Notify // whom a node tells what happens; nil: nobody
+	Tracer  trace.TracerProvider             // of nodes, clients, proxies and connectors
+	Logger  *slog.Logger                     // nil discards
+	KMS     ca.OpenKMS                       // opens what Roots name
+	Roots   ca.RootKeys                      // where the roots' keys are
+	Issuers ca.SignOptions                   // of the nodes; Life and Now are looked at
+	Notify  func(node string) control.Notify // whom a node tells what happens; nil: nobody
 }
 
 // Env is a running cluster with its people and proxies.
@@ -257,7 +257,7 @@ func (n *Node) Start() {
 		Limits: control.Limits{ReadsPerSecond: 1e6, WritesPerSecond: 1e6, WritesPerCaller: 1e6, Writes: 1e6},
 	}
 	if n.env.opts.Notify != nil {
-		cfg.Notify = n.env.opts.Notify()
+		cfg.Notify = n.env.opts.Notify(n.ID)
 	}
 	if n.env.opts.Now != nil {
 		cfg.Now = n.env.opts.Now(n.ID)

@@ -17,6 +17,7 @@ import (
 	"net/http/httptest"
 	"net/mail"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -191,6 +192,119 @@ func mailReceiver(t *testing.T, b *inbox, cert tls.Certificate) (address string)
 	return l.Addr().String()
 }
 
+// workspace is a stand-in for Slack, of one channel. It posts what it is sent, and knows
+// no id of a sender: one message twice is two messages.
+type workspace struct {
+	b *inbox
+
+	mu      sync.Mutex
+	posts   []map[string]any
+	servers map[string]*httptest.Server // by node, so that it can be waited for what a killed one has sent
+	shut    chan struct{}               // nobody is told what is in the channel before this is closed; nil: all are
+}
+
+func (w *workspace) serve(rw http.ResponseWriter, r *http.Request) {
+	if err := r.ParseForm(); err != nil {
+		return // the leader is gone, before it sent all
+	}
+	if strings.HasSuffix(r.URL.Path, "/conversations.history") {
+		w.history(rw, r)
+		return
+	}
+	var metadata struct {
+		Payload struct{ ID string } `json:"event_payload"`
+	}
+	if err := json.Unmarshal([]byte(r.Form.Get("metadata")), &metadata); err != nil {
+		w.b.wrong("metadata %q: %v", r.Form.Get("metadata"), err)
+	}
+	w.mu.Lock()
+	w.posts = append(w.posts, map[string]any{"type": "message", "metadata": json.RawMessage(r.Form.Get("metadata"))})
+	w.mu.Unlock()
+	if hold := w.b.take(metadata.Payload.ID); hold != nil {
+		<-hold
+	}
+	_, _ = io.WriteString(rw, `{"ok":true,"channel":"C1","ts":"1.2"}`)
+}
+
+// history gives the newest messages first, a page at a time.
+func (w *workspace) history(rw http.ResponseWriter, r *http.Request) {
+	w.mu.Lock()
+	shut := w.shut
+	w.mu.Unlock()
+	if shut != nil {
+		select {
+		case <-shut:
+		case <-r.Context().Done():
+			return
+		}
+	}
+	from, _ := strconv.Atoi(r.Form.Get("cursor"))
+	limit, _ := strconv.Atoi(r.Form.Get("limit"))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	all := slices.Clone(w.posts)
+	slices.Reverse(all)
+	page := all[min(from, len(all)):min(from+limit, len(all))]
+	more := from+limit < len(all)
+	_ = json.NewEncoder(rw).Encode(map[string]any{
+		"ok": true, "messages": page, "has_more": more, "response_metadata": map[string]string{"next_cursor": strconv.Itoa(from + limit)},
+	})
+}
+
+// at is where a node reaches it.
+func (w *workspace) at(t *testing.T, node string, cert tls.Certificate) string {
+	t.Helper()
+	s := httptest.NewUnstartedServer(http.HandlerFunc(w.serve))
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // of leaders that are killed
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.servers[node] = s
+	return s.URL + "/api/"
+}
+
+// kill kills a leader, and has its successor look at the channel only when all that the
+// leader had sent is there. Slack itself is as fast as an election as a rule; a machine
+// with other tests on it is not.
+func (w *workspace) kill(leader *testenv.Node, release func()) {
+	w.mu.Lock()
+	w.shut = make(chan struct{})
+	shut, server := w.shut, w.servers[leader.ID]
+	w.mu.Unlock()
+	leader.Kill()
+	release()
+	server.Close()
+	w.mu.Lock()
+	w.shut = nil
+	w.mu.Unlock()
+	close(shut)
+	leader.Start()
+}
+
+// pagerReceiver is a stand-in for PagerDuty: an alert for each dedup_key.
+func pagerReceiver(t *testing.T, b *inbox, cert tls.Certificate) (url string) {
+	t.Helper()
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var e struct {
+			Key string `json:"dedup_key"`
+		}
+		if err := json.NewDecoder(r.Body).Decode(&e); err != nil {
+			return // the leader is gone, before it sent all
+		}
+		if hold := b.take(e.Key); hold != nil {
+			<-hold
+		}
+		w.WriteHeader(http.StatusAccepted)
+	}))
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // of leaders that are killed
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
 // entriesOf are the entries of the audit log, from one on, that targets are told of.
 func entriesOf(t *testing.T, c *api.Client, from uint64) (all []notify.Entry) {
 	t.Helper()
@@ -226,17 +340,22 @@ func TestNotificationsSurviveTheLeader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	siem, post := newInbox("siem"), newInbox("post")
+	siem, post, chat, page := newInbox("siem"), newInbox("post"), newInbox("chat"), newInbox("page")
 	url, cert, roots := webhookReceiver(t, siem, secret)
 	mails := mailReceiver(t, post, cert)
+	slack := &workspace{b: chat, servers: map[string]*httptest.Server{}}
 	configs := []notify.TargetConfig{
 		{Name: "siem", Kind: notify.KindWebhook, URL: url, Keys: []notify.SigningKey{key}},
 		{Name: "post", Kind: notify.KindMail, Mail: notify.Mail{Server: mails, From: "hallpass@acme.test", To: []string{"owners@acme.test"}}},
+		{Name: "chat", Kind: notify.KindSlack, Secret: "xoxb-test", Channel: "C1"},
+		{Name: "page", Kind: notify.KindPagerDuty, Secret: strings.Repeat("a", 32), URL: pagerReceiver(t, page, cert)},
 	}
-	e := testenv.Start(t, testenv.Options{Notify: func() control.Notify {
+	e := testenv.Start(t, testenv.Options{Notify: func(node string) control.Notify {
 		all := control.Notify{Pace: notify.Pace{Retry: 50 * time.Millisecond, Most: time.Second}}
 		for _, c := range configs {
-			c.Events, c.Roots = told, roots
+			if c.Events, c.Roots = told, roots; c.Kind == notify.KindSlack {
+				c.URL = slack.at(t, node, cert)
+			}
 			target, err := notify.NewTarget(c, time.Now)
 			if err != nil {
 				t.Error(err)
@@ -268,15 +387,20 @@ func TestNotificationsSurviveTheLeader(t *testing.T) {
 	for range 3 {
 		busy.Go(func() { traffic(ctx, t, e) })
 	}
-	boxes := []*inbox{siem, post}
-	for i, b := range boxes {
-		e.Eventually(b.name+" is told of more", func() bool { return b.count() > 30*(i+1) })
-		held, release := b.holdNext()
-		<-held
-		leader := e.Leader()
-		leader.Kill()
-		release()
-		leader.Start()
+	boxes := []*inbox{siem, post, chat, page}
+	for round := range 2 {
+		var releases []func()
+		for _, b := range boxes {
+			e.Eventually(b.name+" is told of more", func() bool { return b.count() > 40*(round+1) })
+			held, release := b.holdNext()
+			<-held
+			releases = append(releases, release)
+		}
+		slack.kill(e.Leader(), func() {
+			for _, release := range releases {
+				release()
+			}
+		})
 	}
 	stop()
 	busy.Wait()
@@ -293,6 +417,9 @@ func TestNotificationsSurviveTheLeader(t *testing.T) {
 	})
 	for _, b := range boxes {
 		b.check(t, e.Manifest().Cluster, want)
+	}
+	if len(chat.times) != len(slack.posts) {
+		t.Errorf("%d messages in the channel, of %d deliveries: people see some twice", len(slack.posts), len(chat.times))
 	}
 }
 

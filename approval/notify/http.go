@@ -61,33 +61,30 @@ func newPoster(roots *x509.CertPool, now func() time.Time) *poster {
 	}}
 }
 
-// post sends a body and returns what was answered, at most maxAnswer of it. Every status
-// but 2xx is a *Failure.
-func (p *poster) post(ctx context.Context, where string, header http.Header, body []byte) ([]byte, error) {
+// post sends a body. Every status but 2xx is a *Failure; what is answered besides is read
+// as far as a connection is kept by it, and thrown away.
+func (p *poster) post(ctx context.Context, where string, header http.Header, body []byte) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, where, bytes.NewReader(body))
 	if err != nil {
-		return nil, &Failure{Cause: errAddress.Error(), Permanent: true}
+		return &Failure{Cause: errAddress.Error(), Permanent: true}
 	}
 	maps.Copy(req.Header, header)
 	req.Header.Set("User-Agent", "hallpass")
 	res, err := p.client.Do(req)
 	if err != nil {
-		return nil, failed(err)
+		return failed(err)
 	}
 	defer func() { _ = res.Body.Close() }()
-	answer, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
+	_, _ = io.CopyN(io.Discard, res.Body, maxAnswer) // its status says whether it has the message
 	if res.StatusCode >= 200 && res.StatusCode <= 299 {
-		if err != nil { // it has the message: its status says so
-			answer = nil
-		}
-		return answer, nil
+		return nil
 	}
 	f := &Failure{Cause: "answered " + strconv.Itoa(res.StatusCode) + " " + http.StatusText(res.StatusCode), Gone: res.StatusCode == http.StatusGone}
 	if res.StatusCode >= 300 && res.StatusCode <= 399 {
 		f.Cause += ": redirects are not followed"
 	}
 	f.After = p.retryAfter(res.Header.Get("Retry-After"))
-	return answer, f
+	return f
 }
 
 // retryAfter reads a Retry-After (RFC 9110 §10.2.3), of seconds or a date; 0 for none.

@@ -277,3 +277,22 @@ func TestBacklogIsBounded(t *testing.T) {
 		}
 	})
 }
+
+func againIsSaid(t *testing.T, c *fakeChannel, seen map[uint64][]bool) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		log := newFakeLog()
+		stop, _ := lead(t, log, c, time.Hour)
+		later(time.Second)
+		stop()
+		before := log.add(approval.KindCreateRequest, "r1") // while nobody leads, or an earlier leader does
+		stop, _ = lead(t, log, c, time.Hour)
+		defer stop()
+		later(time.Second)
+		after := log.add(approval.KindCreateRequest, "r2")
+		later(time.Minute)
+		if !slices.Equal(seen[before], []bool{true, true}) || !slices.Equal(seen[after], []bool{false, true}) {
+			t.Errorf("%v, entries %d and %d", seen, before, after)
+		}
+	})
+}

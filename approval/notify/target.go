@@ -25,22 +25,27 @@ type Kind string
 
 // The kinds.
 const (
-	KindWebhook Kind = "webhook"
-	KindMail    Kind = "mail"
+	KindWebhook   Kind = "webhook"
+	KindMail      Kind = "mail"
+	KindSlack     Kind = "slack"
+	KindTeams     Kind = "teams"
+	KindPagerDuty Kind = "pagerduty"
 )
 
 // Kinds are all of them.
-func Kinds() []Kind { return []Kind{KindWebhook, KindMail} }
+func Kinds() []Kind { return []Kind{KindWebhook, KindMail, KindSlack, KindTeams, KindPagerDuty} }
 
 // TargetConfig names a receiver. Which fields a kind takes is said at each.
 type TargetConfig struct {
-	Name   string         // a DNS label; deliveries are known by it, so it stays
-	Kind   Kind           // what it is
-	Events []string       // kinds of audit entries, "request.*" or "*"; nil: DefaultEvents
-	URL    string         // webhook
-	Keys   []SigningKey   // webhook: each signs
-	Mail   Mail           // mail
-	Roots  *x509.CertPool // that the receiver's certificate is verified by; nil: the system's
+	Name    string         // a DNS label; deliveries are known by it, so it stays
+	Kind    Kind           // what it is
+	Events  []string       // kinds of audit entries, "request.*" or "*"; nil: DefaultEvents
+	URL     string         // webhook; slack and pagerduty, if it is another than theirs
+	Keys    []SigningKey   // webhook: each signs
+	Mail    Mail           // mail
+	Secret  string         // slack: a bot's token; teams: the URL; pagerduty: the integration key
+	Channel string         // slack: its id
+	Roots   *x509.CertPool // that the receiver's certificate is verified by; nil: the system's
 
 	Timeout time.Duration // of one try; zero: 10 s
 	GiveUp  time.Duration // how long a delivery is tried; zero: 24 h, at most MaxGiveUp
@@ -120,6 +125,12 @@ func NewTarget(c TargetConfig, now func() time.Time) (*Target, error) {
 		err = t.webhook(c, now)
 	case KindMail:
 		err = t.mail(c)
+	case KindSlack:
+		err = t.slack(c, now)
+	case KindTeams:
+		err = t.teams(c, now)
+	case KindPagerDuty:
+		err = t.pager(c, now)
 	default:
 		err = &FieldError{"kind", fmt.Sprintf("%q: want one of %s", c.Kind, kindList())}
 	}

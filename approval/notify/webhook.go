@@ -32,13 +32,12 @@ func (w *webhook) Send(ctx context.Context, d Delivery) error {
 	}
 	at := strconv.FormatInt(w.now().Unix(), 10)
 	// Spelled as net/http has them; receivers compare header names in any case.
-	_, err = w.poster.post(ctx, w.url, http.Header{
+	return w.poster.post(ctx, w.url, http.Header{
 		"Content-Type":      {"application/cloudevents+json"},
 		"Webhook-Id":        {d.ID},
 		"Webhook-Timestamp": {at},
 		"Webhook-Signature": {sign(w.keys, d.ID, at, body)},
 	}, body)
-	return err
 }
 
 // sign makes the signatures, one of each key: while a secret is exchanged, a receiver

@@ -40,6 +40,11 @@ type notifyTarget struct {
 	User         string   `yaml:"user"`
 	PasswordFile string   `yaml:"password_file"`
 
+	TokenFile string `yaml:"token_file"`
+	Channel   string `yaml:"channel"`
+	URLFile   string `yaml:"url_file"`
+	KeyFile   string `yaml:"key_file"`
+
 	Timeout     waitSpan `yaml:"timeout"`
 	GiveUpAfter waitSpan `yaml:"give_up_after"`
 }
@@ -64,7 +69,7 @@ const maxSecretFile = 64 << 10
 
 // files are the paths that a target names.
 func (t *notifyTarget) files() []*string {
-	all := []*string{&t.CAFile, &t.PasswordFile}
+	all := []*string{&t.CAFile, &t.PasswordFile, &t.TokenFile, &t.URLFile, &t.KeyFile}
 	for i := range t.SecretFiles {
 		all = append(all, &t.SecretFiles[i])
 	}
@@ -144,6 +149,9 @@ func (t notifyTarget) build(open bool) (*notify.Target, error) {
 	if c.Mail, err = t.mail(open); err != nil {
 		return nil, err
 	}
+	if c.Channel, err = t.Channel, t.secret(open, &c); err != nil {
+		return nil, err
+	}
 	if err := t.unused(); err != nil {
 		return nil, err
 	}
@@ -164,12 +172,36 @@ func (t notifyTarget) mail(open bool) (m notify.Mail, err error) {
 	return m, nil
 }
 
+// secret reads the one secret that some kinds have.
+func (t notifyTarget) secret(open bool, c *notify.TargetConfig) error {
+	for _, f := range []struct {
+		kind                notify.Kind
+		key, path, standsIn string
+	}{
+		{notify.KindSlack, "token_file", t.TokenFile, "xoxb-"},
+		{notify.KindTeams, "url_file", t.URLFile, "https://stands.in/"},
+		{notify.KindPagerDuty, "key_file", t.KeyFile, strings.Repeat("0", 32)},
+	} {
+		if c.Kind != f.kind || f.path == "" {
+			continue
+		}
+		var err error
+		if c.Secret, err = secretOf(f.path, open, f.standsIn); err != nil {
+			return &notify.FieldError{Field: f.key, Text: err.Error()}
+		}
+	}
+	return nil
+}
+
 // unused refuses keys that the target's kind does not take: who wrote one believes that
 // it counts.
 func (t notifyTarget) unused() error {
 	taken := map[notify.Kind][]string{
-		notify.KindWebhook: {"url", "secret_files", "ca_file"},
-		notify.KindMail:    {"server", "tls", "from", "to", "user", "password_file", "ca_file"},
+		notify.KindWebhook:   {"url", "secret_files", "ca_file"},
+		notify.KindMail:      {"server", "tls", "from", "to", "user", "password_file", "ca_file"},
+		notify.KindSlack:     {"token_file", "channel", "url", "ca_file"},
+		notify.KindTeams:     {"url_file", "ca_file"},
+		notify.KindPagerDuty: {"key_file", "url", "ca_file"},
 	}[notify.Kind(t.Kind)]
 	if taken == nil {
 		return nil // that there is no such kind is told elsewhere
@@ -187,6 +219,10 @@ func (t notifyTarget) unused() error {
 		{"to", len(t.To) > 0},
 		{"user", t.User != ""},
 		{"password_file", t.PasswordFile != ""},
+		{"token_file", t.TokenFile != ""},
+		{"channel", t.Channel != ""},
+		{"url_file", t.URLFile != ""},
+		{"key_file", t.KeyFile != ""},
 	} {
 		if f.given && !slices.Contains(taken, f.key) {
 			return &notify.FieldError{Field: f.key, Text: fmt.Sprintf("is nothing that a target of kind %s takes; it takes %s", t.Kind, strings.Join(taken, ", "))}

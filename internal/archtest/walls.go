@@ -133,6 +133,7 @@ func Hallpass() Rules {
 			"filippo.io/age":                   {"ca", "cmd/hallpass", "testenv"},
 			"github.com/cloudflare/circl":      {"ca"},
 			"github.com/wneessen/go-mail":      {"approval/notify"},
+			"github.com/slack-go/slack":        {"approval/notify"},
 		},
 		Pure: []string{"grant", "policy", "policy/condition", "approval", "trust", "emergency"},
 		Impure: []string{
