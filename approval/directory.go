@@ -186,10 +186,14 @@ func (t *turn) checkPolicy(yaml string) error {
 	if err != nil {
 		return invalid("%v", err)
 	}
-	if p.Version() > 1 && t.m.version() < 3 || p.Version() > 2 && t.m.version() < 4 {
+	if p.Version() > 1 && t.m.version() < 3 {
 		// A member that does not know this form would deny everything by it.
 		return invalid("the cluster does not read version %d of policies", p.Version()).
-			then("upgrade all nodes first, or write an earlier version")
+			then("upgrade all nodes first, or write version: 1")
+	}
+	if p.Version() > 2 && t.m.version() < 4 {
+		return invalid("the cluster does not read version %d of policies", p.Version()).
+			then("upgrade all nodes first, or write version: 2")
 	}
 	for _, name := range p.Groups() {
 		if !t.has(key(prefixGroup, name)) {
