@@ -59,6 +59,13 @@
 // than its author approve, on the revision that it was proposed for. The
 // bootstrap alone is exempt, and audited.
 //
+// # Without an approval of its own
+//
+// Where the policy lets them, a person breaks the glass (breakglass.go): a grant at
+// once, and a [Review] that others close. A request may extend a grant (extension.go),
+// and one that was approved as delegable lets its subject make others of it
+// (delegation.go), which end with it.
+//
 // # What it refuses
 //
 // Besides the unauthorized: a second life. A vote, a serial, a request or change
