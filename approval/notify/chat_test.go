@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/hallpass/hallpass/approval"
 )
 
 // workspace is a stand-in for Slack's API: one channel, of which it keeps the messages.
@@ -267,4 +269,28 @@ func TestAgainIsSaid(t *testing.T) {
 		return nil
 	}
 	againIsSaid(t, c, seen)
+}
+
+// TestHeadlines: what was taken without approval does not read like what was given.
+func TestHeadlines(t *testing.T) {
+	for _, c := range []struct {
+		kind    approval.Kind
+		details string
+		want    string
+	}{
+		{approval.KindCreateRequest, `{"state":"pending"}`, "user/alice asks for payments for user/alice"},
+		{approval.KindCreateRequest, `{"state":"approved"}`, "user/alice was given payments for user/alice, by the policy alone"},
+		{approval.KindCreateRequest, `{"state":"approved","break_glass":{"groups":["owners"]}}`, "GLASS BROKEN: user/alice took payments for user/alice without approval"},
+		{approval.KindDecideRequest, `{"decision":"approve","state":"approved"}`, "user/alice approves payments for user/alice"},
+		{approval.KindDecideRequest, `{"decision":"approve","state":"pending"}`, "user/alice approves payments for user/alice, which waits for others"},
+		{approval.KindDecideRequest, `{"decision":"deny","state":"denied"}`, "user/alice denies payments for user/alice"},
+		{approval.KindCancelRequest, `{}`, "user/alice withdraws the request of payments for user/alice"},
+		{approval.KindRevokeGrant, `{}`, "user/alice revokes payments for user/alice"},
+	} {
+		d := delivery()
+		d.Kind, d.Details = c.kind, json.RawMessage(c.details)
+		if got := d.words().title; got != c.want {
+			t.Errorf("%s %s: %q, want %q", c.kind, c.details, got, c.want)
+		}
+	}
 }

@@ -28,17 +28,18 @@ type field struct{ name, value string }
 
 // details are what entries' details have in common, as far as messages tell it.
 type details struct {
-	Decision    string   `json:"decision"`
-	Person      string   `json:"person"`
-	Comment     string   `json:"comment"`
-	Reason      string   `json:"reason"`
-	State       string   `json:"state"`
-	Service     string   `json:"service"`
-	Permissions []string `json:"permissions"`
-	DurationMS  int64    `json:"duration_ms"`
-	Requests    []string `json:"requests"` // of a tick, as are the next
-	Grants      []string `json:"grants"`
-	Changes     []string `json:"changes"`
+	Decision    string    `json:"decision"`
+	Person      string    `json:"person"`
+	Comment     string    `json:"comment"`
+	Reason      string    `json:"reason"`
+	State       string    `json:"state"`
+	Service     string    `json:"service"`
+	Permissions []string  `json:"permissions"`
+	DurationMS  int64     `json:"duration_ms"`
+	Requests    []string  `json:"requests"`    // of a tick, as are the next
+	BreakGlass  *struct{} `json:"break_glass"` // nil: the approvals that it requires were, or are, waited for
+	Grants      []string  `json:"grants"`
+	Changes     []string  `json:"changes"`
 }
 
 // words says an event in words.
@@ -94,6 +95,8 @@ func (e Event) headline(d details) string {
 		text = fmt.Sprintf("expired: %d requests, %d grants, %d changes", len(d.Requests), len(d.Grants), len(d.Changes))
 	case about == "":
 		text = string(e.Kind) + " " + e.name(e.Object) + " by " + who
+	case e.Kind == approval.KindCreateRequest && d.BreakGlass != nil:
+		text = "GLASS BROKEN: " + who + " took " + about + " without approval"
 	case e.Kind == approval.KindCreateRequest && d.State == string(approval.RequestApproved):
 		text = who + " was given " + about + ", by the policy alone"
 	case e.Kind == approval.KindCreateRequest:
