@@ -249,7 +249,7 @@ func (r *reader) services(n *yaml.Node) map[string]service {
 		return all
 	}
 	for _, item := range n.Content {
-		f := r.fields(item, "a service", "name", "tier", "labels")
+		f := r.fields(item, "a service", r.keys([]string{"name", "tier", "labels"}, nil, "description", "owners", "bundles")...)
 		if f == nil {
 			continue
 		}
@@ -271,6 +271,7 @@ func (r *reader) services(n *yaml.Node) map[string]service {
 		if v := f["labels"]; v != nil {
 			s.labels = r.labels(v)
 		}
+		r.catalogue(f, name, &s)
 		all[name] = s
 	}
 	return all

@@ -41,10 +41,14 @@ type Policy struct {
 	version  int
 }
 
-// service is what version 2 says of one, for conditions to look at.
+// service is what version 2 says of one, for conditions to look at, and version 3
+// for requesters to find it by.
 type service struct {
-	tier   string
-	labels map[string]string
+	tier        string
+	labels      map[string]string
+	description string
+	owners      []string
+	bundles     []Bundle
 }
 
 // Request is what is asked for, and by whom.
@@ -136,12 +140,12 @@ func (p *Policy) Version() int {
 }
 
 // Groups returns every group that the policy names, as requesters, as approvers,
-// as those who may break the glass or as reviewers, sorted, each once.
+// as those who may break the glass, as reviewers or as owners, sorted, each once.
 func (p *Policy) Groups() []string {
 	if p == nil {
 		return nil
 	}
-	var groups []string
+	groups := p.owners(groupPrefix)
 	for _, r := range p.rules {
 		for _, q := range r.requesters {
 			if q.group != "" {

@@ -133,6 +133,7 @@ func TestSchemaNamesTheKeys(t *testing.T) {
 	}{
 		{"the policy", schema, "version: 3\nx: 1\nrules: []\n"},
 		{"a service", schema.Properties["services"].Items2020.Ref, "version: 3\nrules: []\nservices: [{x: 1}]\n"},
+		{"a bundle", schema.Properties["services"].Items2020.Ref.Properties["bundles"].Items2020.Ref, "version: 3\nrules: []\nservices: [{name: s, bundles: [{x: 1}]}]\n"},
 		{"a rule", rule, "version: 3\nrules: [{x: 1}]\n"},
 		{"reason", rule.Properties["reason"].Ref, "version: 3\nrules: [{reason: {x: 1}}]\n"},
 		{"break_glass", rule.Properties["break_glass"].Ref, "version: 3\nrules: [{require: [], break_glass: {x: 1}}]\n"},

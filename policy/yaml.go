@@ -205,7 +205,7 @@ func secondKeys() []string { return []string{"match", "reason", "services", "tes
 
 // thirdKeys are the keys that version 3 brought.
 func thirdKeys() []string {
-	return []string{"break_glass", "max_extended", "extended_to", "delegate", "delegable"}
+	return []string{"break_glass", "max_extended", "extended_to", "delegate", "delegable", "description", "owners", "bundles"}
 }
 
 // items returns the elements of a non-empty list, or nil.
@@ -233,6 +233,10 @@ func (r *reader) text(n *yaml.Node, what string) string {
 		r.fail(n, "%s is empty", what)
 	case strings.ContainsFunc(n.Value, unicode.IsControl):
 		r.fail(n, "%s holds a control character or a line break", what)
+	case r.version >= 3 && strings.ContainsFunc(n.Value, grant.HiddenInText):
+		// Written as an escape, "\u202e", it is none in the file and one on every
+		// screen that the text is read on.
+		r.fail(n, "%s holds an escape for a character that does not show, or changes how what is around it shows: take it out", what)
 	default:
 		return n.Value
 	}
