@@ -144,6 +144,7 @@ type CreateRequest struct {
 	Extends           string   `cbor:"13,keyasint,omitempty"` // a grant, for Duration longer; since version 4
 	Delegable         bool     `cbor:"14,keyasint,omitempty"` // so that its subject makes others of it; since version 4
 	Parent            string   `cbor:"15,keyasint,omitempty"` // the grant that it is made of; since version 4
+	Bundles           []string `cbor:"20,keyasint,omitempty"` // names that permissions were asked for by, ascending; since version 4
 }
 
 // Answer is what a condition of the policy came to, on the node that proposes. A

@@ -83,6 +83,9 @@ func (t *turn) setPolicy(yaml string) error {
 	if err := t.checkLockout(yaml); err != nil {
 		return err
 	}
+	if err := t.checkOwners(yaml); err != nil {
+		return err
+	}
 	t.m.PolicyRevision++
 	t.save([]byte(keyPolicy), PolicyDoc{Revision: t.m.PolicyRevision, YAML: yaml})
 	return nil

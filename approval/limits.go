@@ -9,6 +9,8 @@ const (
 	// MaxPermissions is how many permissions a scope may have. The length of
 	// the SPIFFE ID limits most scopes before this does.
 	MaxPermissions = 64
+	// MaxRequestBundles is how many bundles a request may be made of.
+	MaxRequestBundles = 8
 	// MaxPendingRequests is how many pending requests one requester may have.
 	MaxPendingRequests = 100
 	// MaxPendingChanges is how many pending changes one author may have.

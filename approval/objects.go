@@ -153,6 +153,8 @@ type Request struct {
 	Delegation *Delegation `json:"delegation,omitempty" cbor:"27,keyasint,omitempty"` // nil: its grant is not delegable
 	Parent     string      `json:"parent,omitempty" cbor:"28,keyasint,omitempty"`     // the grant that its grant is made of, "" for none
 	Extends    *Extends    `json:"extends,omitempty" cbor:"26,keyasint,omitempty"`    // nil: it makes a grant of its own
+
+	Bundles []string `json:"bundles,omitempty" cbor:"30,keyasint,omitempty"` // of the policy then, that it was asked for by; what it allows is in its revisions
 }
 
 // Current returns what the request says now.

@@ -16,6 +16,7 @@ import (
 type requestDetails struct {
 	Answers        []string            `json:"answers,omitempty"` // that conditions of the policy came to
 	BreakGlass     *glassDetails       `json:"break_glass,omitempty"`
+	Bundles        []string            `json:"bundles,omitempty"` // that its permissions were asked for by
 	Comment        string              `json:"comment,omitempty"`
 	CSRKey         string              `json:"csr_key,omitempty"`
 	Decision       Verdict             `json:"decision,omitempty"`
@@ -60,6 +61,9 @@ func (t *turn) createRequest(b CreateRequest) (Object, error) {
 	if err := t.checkRevisions(b.PolicyRevision, b.DirectoryRevision); err != nil {
 		return nil, err
 	}
+	if err := t.checkBundles(r, b.Permissions); err != nil {
+		return nil, err
+	}
 	if err := t.checkRequestLimits(r); err != nil {
 		return nil, err
 	}
@@ -81,7 +85,7 @@ func (t *turn) createRequest(b CreateRequest) (Object, error) {
 		return nil, err
 	}
 	d := requestDetails{
-		Answers: answerTexts(b.Answers), BreakGlass: glass, Extends: r.extends(), Parent: r.Parent, Delegation: r.Delegation.details(),
+		Answers: answerTexts(b.Answers), BreakGlass: glass, Extends: r.extends(), Parent: r.Parent, Delegation: r.Delegation.details(), Bundles: r.Bundles,
 		Subject: r.Subject, Service: r.Service, Permissions: v.Permissions, DurationMS: v.DurationMS,
 		Start: r.Start, Reason: r.Reason, CSRKey: r.CSRKey, PolicyRevision: r.PolicyRevision,
 		Rules: r.Rules, Requirements: requirementDetails(v.Requirements), Person: t.person, Hash: v.Hash,
@@ -141,7 +145,7 @@ func (t *turn) draftRequest(b CreateRequest) (Request, error) {
 	r := Request{
 		ID: b.ID, State: RequestPending, Requester: t.actor.String(), RequesterPerson: t.person,
 		Subject: b.Subject, Service: b.Service, Reason: b.Reason, CSRKey: b.CSRKey,
-		PolicyRevision: b.PolicyRevision, Decisions: []Decision{}, Created: t.now, Trace: t.cmd.Trace,
+		PolicyRevision: b.PolicyRevision, Decisions: []Decision{}, Created: t.now, Trace: t.cmd.Trace, Bundles: b.Bundles,
 	}
 	if b.CSRKey != "" {
 		r.CSRBy = r.Requester

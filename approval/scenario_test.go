@@ -218,6 +218,9 @@ func (s *scenario) asks(m []string, want expectedOutcome, breakGlass bool) {
 		b.CSRKey = sha256Hex([]byte(o["key"]))
 	}
 	b.BreakGlass, b.Delegable = breakGlass, o["delegable"] != ""
+	if o["bundles"] != "" {
+		b.Bundles = strings.Split(o["bundles"], ",")
+	}
 	b.Answers = s.answers(o["answers"], func() []Answer { return s.w.answersToCreate(spiffe(m[0]), b) })
 	s.do(m[0], b, o, want)
 }

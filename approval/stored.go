@@ -40,6 +40,7 @@ type storedRequest struct {
 	Extends         *storedExtends   `cbor:"24,keyasint,omitempty"` // since version 4
 	Parent          []byte           `cbor:"25,keyasint,omitempty"` // an id; since version 4
 	Delegation      *Delegation      `cbor:"26,keyasint,omitempty"` // since version 4
+	Bundles         []string         `cbor:"30,keyasint,omitempty"` // since version 4
 }
 
 // storedExtends names the grant that a request extends by its id.
@@ -260,6 +261,7 @@ func pack(r Request, g *Grant) (storedRequest, error) {
 			Person: p.name(d.Person), Actor: p.name(d.Actor), Deny: d.Verdict == Deny, Comment: d.Comment, Revision: on, At: p.since(d.At),
 		})
 	}
+	s.Bundles = r.Bundles
 	if r.Review != nil {
 		s.Review = p.review(*r.Review)
 	}
@@ -417,6 +419,7 @@ func (u *unpacker) request(id uid) Request {
 	case u.Start < 0:
 		r.Start = u.when(u.Start)
 	}
+	r.Bundles = u.Bundles
 	if u.Review != nil {
 		r.Review = u.review()
 	}

@@ -70,6 +70,9 @@ func TestVersions(t *testing.T) {
 	broken := w.command("alice", CreateRequest{ID: w.id(), BreakGlass: true})
 	broken.V = 3
 	same("a broken glass before version 4", broken, ErrInvalid)
+	bundled := w.command("alice", CreateRequest{ID: w.id(), Bundles: []string{"read"}})
+	bundled.V = 3
+	same("a bundle before version 4", bundled, ErrInvalid)
 	reviewed := w.command("alice", CloseReview{Request: w.id(), Finding: "why"})
 	reviewed.V = 3
 	same("a review before version 4", reviewed, ErrInvalid)

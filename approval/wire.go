@@ -133,7 +133,7 @@ func notSpoken(version int) error {
 func needs(body Body) int {
 	switch b := body.(type) {
 	case CreateRequest:
-		if b.BreakGlass || b.Delegable || b.Extends != "" || b.Parent != "" {
+		if b.BreakGlass || b.Delegable || b.Extends != "" || b.Parent != "" || len(b.Bundles) > 0 {
 			return 4
 		}
 		if len(b.Answers) > 0 {

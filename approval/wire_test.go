@@ -113,6 +113,10 @@ func oneOfEach() []Command {
 		},
 		ReplayOutbox{Target: "chat", Entries: []uint64{42}},
 		ForgetOutbox{Target: "chat"},
+		CreateRequest{
+			ID: id + "1", Subject: "spiffe://acme.test/user/bob", Service: "payments", Permissions: []string{"GET /accounts/**"},
+			Reason: "why", Duration: 600000, PolicyRevision: 3, DirectoryRevision: 4, Bundles: []string{"look", "read"},
+		},
 	}
 	commands := make([]Command, len(bodies))
 	for i, b := range bodies {
@@ -281,7 +285,7 @@ func TestResultRoundTrip(t *testing.T) {
 		{Index: 17, Object: EmergencyRevocation{Grant: "g", Reason: "r", By: "b", At: 1, Until: 2}},
 		{Index: 19, Object: Request{
 			ID: "x", Decisions: []Decision{}, Revisions: []Revision{}, Rules: []string{},
-			Review: &Review{Groups: []string{"g"}, Due: 1, Findings: []Finding{{Person: "p", Actor: "a", Text: "t", At: 2}}, Closed: 3},
+			Bundles: []string{"read"}, Review: &Review{Groups: []string{"g"}, Due: 1, Findings: []Finding{{Person: "p", Actor: "a", Text: "t", At: 2}}, Closed: 3},
 		}},
 		{Index: 18, Object: Anchored{Logs: []AccessLog{{Log: "l", Size: 1}}, Alarms: []LogAlarm{{Log: "l", Why: LogForked}}}},
 		{Index: 19, Object: Target{Name: "t", Revision: 2, Position: 9, Open: []OpenDelivery{{Entry: 3, Since: 4, Tries: 5, Cause: "c"}}, Paused: 6, Cause: "p", Sent: 7, Dead: 8, Dropped: 9}},
