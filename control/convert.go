@@ -50,7 +50,7 @@ func (n *node) wireRequest(s approval.State, r approval.Request) (api.Request, e
 		CreatedAt: r.Created.Time(), EndedAt: moment(r.Ended), EndedBy: r.EndedBy, ExpiresAt: r.Expires.Time(),
 		Hash: cur.Hash, PolicyRevision: r.PolicyRevision, Auto: r.Auto, Rules: list(r.Rules),
 		CertificateTTL: duration(r.CertificateTTL), BreakGlass: n.wireReview(s, r),
-		Delegation: wireDelegation(r.Delegation), Parent: r.Parent,
+		Delegation: wireDelegation(r.Delegation), Parent: r.Parent, Bundles: r.Bundles,
 		Revisions: mapped(r.Revisions, func(v approval.Revision) api.Revision {
 			return api.Revision{Hash: v.Hash, Permissions: list(v.Permissions), Duration: duration(v.DurationMS), By: v.By, At: v.At.Time()}
 		}),

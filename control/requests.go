@@ -26,7 +26,8 @@ type asked struct {
 	scope   grant.Scope
 	start   int64
 	csrKey  string
-	extends string // a grant; "": it asks for one of its own
+	extends string   // a grant; "": it asks for one of its own
+	bundles []string // that scope was made of, ascending
 	in      api.RequestInput
 }
 
@@ -38,7 +39,12 @@ func (n *node) understand(call api.Call, in api.RequestInput) (asked, error) {
 			return a, err
 		}
 	}
-	if a.scope, err = grant.ParseScope(in.Service, in.Permissions); err != nil {
+	if err = grant.ValidService(in.Service); err != nil {
+		return a, api.NewProblem(api.CodeInvalid, err.Error(), "see what there is: hallpass request search")
+	}
+	if len(in.Permissions) == 0 && len(in.Bundles) > 0 {
+		// What they stand for is up to the policy in force: see expanded.
+	} else if a.scope, err = grant.ParseScope(in.Service, in.Permissions); err != nil {
 		return a, api.NewProblem(api.CodeInvalid, err.Error(), "permissions are written as: GET,HEAD /accounts/**")
 	}
 	if in.Duration <= 0 {
@@ -79,15 +85,19 @@ func (n *node) decide(ctx context.Context, s approval.State, who spiffeid.ID, a 
 	if err != nil {
 		return verdict{}, err
 	}
+	groups := s.GroupsOf(s.PersonName(who))
+	if a, err = expanded(p, who, groups, a); err != nil {
+		return verdict{}, err
+	}
 	r := policy.Request{
 		Total:     total,
-		Requester: who, Groups: s.GroupsOf(s.PersonName(who)), Subject: a.subject, Scope: a.scope,
+		Requester: who, Groups: groups, Subject: a.subject, Scope: a.scope,
 		Duration: time.Duration(a.in.Duration), Reason: a.in.Reason, Start: n.begins(max(a.start, from)), BreakGlass: a.in.BreakGlass, Delegable: a.in.Delegable,
 	}
 	if r.Answers, err = n.answers(ctx, p, r); err != nil {
 		return verdict{}, err
 	}
-	return verdict{policy.Decide(p, r), rev, r.Answers}, nil
+	return verdict{policy.Decide(p, r), rev, r.Answers, a}, nil
 }
 
 // verdict is what the policy says to a request, the revisions under which it says
@@ -97,6 +107,7 @@ type verdict struct {
 
 	rev     approval.Revisions
 	answers []policy.Answer
+	asked   asked // with what its bundles stand for
 }
 
 // DryRun implements api.RequestBackend.
@@ -123,6 +134,7 @@ func (b backend) wouldBe(ctx context.Context, call api.Call, a asked) (out api.D
 				return api.Requirement{Group: q.Group, Approvals: q.Approvals}
 			}),
 		}
+		out.Permissions, a = o.asked.scope.Texts(), o.asked
 		return nil
 	})
 	if err != nil {
@@ -174,7 +186,7 @@ func (b backend) ask(ctx context.Context, call api.Call, a asked) (out api.Reque
 			return err
 		}
 		res, err = b.propose(ctx, call, approval.CreateRequest{
-			ID: id.String(), Subject: a.subject.String(), Service: in.Service, Permissions: a.scope.Texts(),
+			ID: id.String(), Subject: a.subject.String(), Service: in.Service, Permissions: o.asked.scope.Texts(), Bundles: o.asked.bundles,
 			Reason: in.Reason, Start: a.start, Duration: time.Duration(in.Duration).Milliseconds(), CSRKey: a.csrKey,
 			PolicyRevision: o.rev.Policy, DirectoryRevision: o.rev.Directory, Answers: mapped(o.answers, toAnswer),
 			BreakGlass: in.BreakGlass, Extends: a.extends, Delegable: in.Delegable,

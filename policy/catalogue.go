@@ -106,6 +106,34 @@ func (p *Policy) Bundle(service, name string) (Bundle, bool) {
 // In reports whether all of the bundle lies within a scope of its service.
 func (b Bundle) In(s grant.Scope) bool { return !b.scope.IsZero() && s.Covers(b.scope) }
 
+// Expand is the scope of what was asked for by its words, zero for nothing, together with what
+// bundles of the service stand for. What several of them say is said once.
+func Expand(service string, words grant.Scope, bundles []Bundle) (grant.Scope, error) {
+	all := words.Permissions()
+	for _, b := range bundles {
+		all = append(all, b.scope.Permissions()...)
+	}
+	said := make(map[grant.Permission]bool)
+	whole := make(map[string]bool) // paths of which every method is asked for
+	var split []grant.Permission
+	for _, p := range all {
+		if path, ok := strings.CutPrefix(p.String(), "* "); ok && p.Kind() == grant.KindHTTP {
+			whole[path] = true
+		}
+		split = append(split, perMethod(p)...)
+	}
+	var each []grant.Permission
+	for _, p := range split {
+		method, path, _ := strings.Cut(p.String(), " ")
+		if said[p] || p.Kind() == grant.KindHTTP && method != "*" && whole[path] {
+			continue
+		}
+		said[p] = true
+		each = append(each, p)
+	}
+	return grant.NewScope(service, each...)
+}
+
 // Persons returns the persons whom the policy names as owners, sorted, each once.
 func (p *Policy) Persons() []string { return p.owners(personPrefix) }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/hallpass/hallpass/grant"
 	"github.com/hallpass/hallpass/policy"
 )
 
@@ -141,6 +142,59 @@ func TestOffered(t *testing.T) {
 	}
 	if got := p.Groups(); !slices.Contains(got, "payments-owners") || !slices.Equal(p.Persons(), []string{"bob"}) {
 		t.Errorf("%q %q", got, p.Persons())
+	}
+}
+
+// TestExpand: bundles that overlap each other, or what is asked for beside them, come to one
+// scope, which allows what each of them does and nothing else.
+func TestExpand(t *testing.T) {
+	p := mustParse(t, `
+version: 3
+rules: []
+services:
+  - name: s
+    bundles:
+      - {name: a, permissions: ["GET,HEAD /x", tcp]}
+      - {name: b, permissions: ["GET,POST /x", "GET /y/**"]}
+      - {name: c, permissions: ["* /x"]}
+      - {name: d, permissions: ["GET /y/z", "grpc p.S/*", "postgres orders as reader"]}
+`)
+	var all []policy.Bundle
+	for _, c := range []struct {
+		words, names, want string
+	}{
+		{"", "a", "GET,HEAD /x; tcp"},
+		{"PUT /x; GET /x/*", "a b", "GET /x/*; GET,HEAD,POST,PUT /x; GET /y/**; tcp"},
+		{"PUT /x", "a b c", "* /x; GET /y/**; tcp"},
+		{"GET /y/z", "b d", "grpc p.S/*; GET,POST /x; GET /y/**; GET /y/z; postgres orders as reader"},
+		{"* /x", "a", "* /x; tcp"},
+	} {
+		all = nil
+		for _, name := range strings.Fields(c.names) {
+			b, ok := p.Bundle("s", name)
+			if !ok {
+				t.Fatal(name)
+			}
+			all = append(all, b)
+		}
+		var words grant.Scope
+		if c.words != "" {
+			words = scope(t, "s", c.words)
+		}
+		got, err := policy.Expand("s", words, all)
+		if err != nil {
+			t.Errorf("%+v: %v", c, err)
+			continue
+		}
+		want := strings.Split(c.want, "; ")
+		if !slices.Equal(slices.Sorted(slices.Values(got.Texts())), slices.Sorted(slices.Values(want))) {
+			t.Errorf("%+v: %q", c, got.Texts())
+		}
+		for _, b := range all {
+			if !b.In(got) {
+				t.Errorf("%+v: %s is not in it", c, b.Name)
+			}
+		}
 	}
 }
 

@@ -41,6 +41,7 @@ type Wait struct {
 type Backend interface {
 	RequestBackend
 	LifeBackend
+	CatalogueBackend
 	GrantBackend
 	ChangeBackend
 	DirectoryBackend

@@ -91,7 +91,7 @@ func TestOpenAPIIsCurrent(t *testing.T) {
 	for _, p := range doc.Paths {
 		operations += len(p)
 	}
-	if doc.OpenAPI != "3.1.0" || operations != 55 {
+	if doc.OpenAPI != "3.1.0" || operations != 56 {
 		t.Errorf("OpenAPI %s with %d operations", doc.OpenAPI, operations)
 	}
 	w := call(newHandler(t, newFake()), httptest.NewRequest(http.MethodGet, "/openapi.json", nil))
@@ -189,7 +189,7 @@ func TestRefusedBeforeTheBackend(t *testing.T) {
 		{"unknown field", postJSON("/v1/requests", strings.Replace(goodRequest, "{", `{"admin":true,`, 1)), 422, api.CodeInvalid, "admin"},
 		{"doubled field", postJSON("/v1/requests", strings.Replace(goodRequest, "{", `{"service":"orders",`, 1)), 400, api.CodeInvalid, "twice"},
 		{"other case", postJSON("/v1/requests", strings.Replace(goodRequest, "service", "Service", 1)), 400, api.CodeInvalid, "Service"},
-		{"missing field", postJSON("/v1/requests", `{"service":"payments"}`), 422, api.CodeInvalid, "permissions"},
+		{"missing field", postJSON("/v1/requests", `{"service":"payments"}`), 422, api.CodeInvalid, "duration"},
 		{"no permissions", postJSON("/v1/requests", strings.Replace(goodRequest, `"GET /accounts/**"`, "", 1)), 422, api.CodeInvalid, "permissions"},
 		{"null permissions", postJSON("/v1/requests", strings.Replace(goodRequest, `["GET /accounts/**"]`, "null", 1)), 422, api.CodeInvalid, "permissions"},
 		{"wrong type", postJSON("/v1/requests", strings.Replace(goodRequest, `"30m"`, "30", 1)), 422, api.CodeInvalid, "duration"},

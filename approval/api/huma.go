@@ -142,6 +142,9 @@ func post[I, O any](r *registrar, id, path, summary string, fn func(context.Cont
 func (r *registrar) createRequest(b RequestBackend) {
 	op := r.operation(http.MethodPost, "createRequest", "/v1/requests", "Ask for access, or with dry_run what would be needed", http.StatusCreated)
 	asking(r, op, func(ctx context.Context, in *postInput[RequestInput]) (any, error) {
+		if len(in.Body.Permissions)+len(in.Body.Bundles) == 0 {
+			return nil, NewProblem(CodeInvalid, "nothing is asked for: neither permissions nor bundles", "see /v1/services for what there is")
+		}
 		if in.Body.DryRun {
 			return b.DryRun(ctx, callFrom(ctx, false), in.Body)
 		}

@@ -97,6 +97,7 @@ func (in waitInput) wait() (Wait, error) {
 func (h *Handler) routes(r *registrar) {
 	h.requestRoutes(r)
 	h.lifeRoutes(r)
+	h.catalogueRoutes(r)
 	h.grantRoutes(r)
 	h.changeRoutes(r)
 	h.directoryRoutes(r)

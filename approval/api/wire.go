@@ -37,7 +37,8 @@ func (d *Duration) UnmarshalText(text []byte) error {
 // RequestInput asks for access: the body of POST /v1/requests.
 type RequestInput struct {
 	Service     string     `json:"service" maxLength:"63" doc:"short name of the service" example:"payments"`
-	Permissions []string   `json:"permissions" minItems:"1" maxItems:"32" nullable:"false" doc:"permissions in text form" example:"[\"GET,HEAD /accounts/**\"]"`
+	Permissions []string   `json:"permissions,omitempty" maxItems:"32" nullable:"false" doc:"permissions in text form; at least one, or a bundle" example:"[\"GET,HEAD /accounts/**\"]"`
+	Bundles     []string   `json:"bundles,omitempty" maxItems:"8" nullable:"false" doc:"names of bundles of the service, see /v1/services; they are replaced by their permissions now, and for good" example:"[\"read-accounts\"]"`
 	Reason      string     `json:"reason" maxLength:"2000" doc:"why, for the approvers and the audit log"`
 	Duration    Duration   `json:"duration" doc:"how long the access should last, counted from approval or from start" example:"30m"`
 	Start       *time.Time `json:"start,omitempty" doc:"scheduled start; absent means on approval"`
@@ -60,6 +61,7 @@ type DryRun struct {
 	SPIFFEID       string        `json:"spiffe_id,omitempty" doc:"what the certificate would say, with a placeholder for the grant's id"`
 	PolicyRevision uint64        `json:"policy_revision"`
 	Delegation     *Delegation   `json:"delegation,omitempty" doc:"of a delegable request: what may be done with it"`
+	Permissions    []string      `json:"permissions" doc:"what would be asked for, bundles replaced by what they stand for"`
 	BreakGlass     *BreakGlass   `json:"break_glass,omitempty" doc:"of a request to break the glass: require is done without, and it is reviewed"`
 }
 
@@ -106,6 +108,7 @@ type Request struct {
 	CertificateTTL  Duration      `json:"certificate_ttl"`
 	Decisions       []Decision    `json:"decisions"`
 	Grant           *Grant        `json:"grant,omitempty" doc:"present once granted"`
+	Bundles         []string      `json:"bundles,omitempty" doc:"names that it was asked for by, as the policy had them then; what they stood for is among the permissions of its first revision"`
 	BreakGlass      *BreakGlass   `json:"break_glass,omitempty" doc:"present when the glass was broken: it was granted without what it requires"`
 	Delegation      *Delegation   `json:"delegation,omitempty" doc:"present when it is delegable: what its subject may make of it for others"`
 	Parent          string        `json:"parent,omitempty" doc:"the grant that it was made of, without an approval of its own"`
