@@ -40,11 +40,13 @@ says whether the policy lets you, for how long, and who would review it.`,
 	}
 	flags := cmd.Flags()
 	flags.StringArrayVar(&f.allow, "allow", nil, "`permission` to have; repeat for more")
+	addBundles(cmd, &f)
 	flags.DurationVar(&f.length, "for", 0, "how long, from now")
 	flags.StringVar(&f.reason, "reason", "", "why, for the reviewers and the audit log")
 	flags.StringVar(&f.csr, "csr", "", "PEM certificate request `file`: only its key will get certificates")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print the request's id alone")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "only say what the policy would answer")
+	a.offersNames(cmd)
 	return cmd
 }
 

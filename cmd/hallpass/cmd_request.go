@@ -12,20 +12,22 @@ import (
 
 	"github.com/hallpass/hallpass/approval/api"
 	"github.com/hallpass/hallpass/grant"
+	"github.com/hallpass/hallpass/policy"
 )
 
 func (a *app) newRequestCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "request",
-		Short: "Ask for access: create, list, get, cancel, extend, return",
+		Short: "Ask for access: search, create, list, get, cancel, extend, return",
 	}
-	cmd.AddCommand(a.newRequestCreate(), a.newRequestList(), a.newRequestGet(), a.newRequestCancel(), a.newRequestExtend(), a.newRequestReturn())
+	cmd.AddCommand(a.newRequestSearch(), a.newRequestCreate(), a.newRequestList(), a.newRequestGet(), a.newRequestCancel(), a.newRequestExtend(), a.newRequestReturn())
 	return cmd
 }
 
 // requestFlags are the flags of `request create`.
 type requestFlags struct {
 	allow   []string
+	bundles []string
 	length  time.Duration
 	reason  string
 	start   string
@@ -40,7 +42,7 @@ type requestFlags struct {
 func (a *app) newRequestCreate() *cobra.Command {
 	var f requestFlags
 	cmd := &cobra.Command{
-		Use:   "create SERVICE --allow PERMISSION [--allow …] --for 30m --reason TEXT",
+		Use:   "create SERVICE --allow PERMISSION [--allow …] [--bundle NAME …] --for 30m --reason TEXT",
 		Short: "Ask for permissions at a service, for a time",
 		Long: `Ask for permissions at a service, for a time. A permission is written as
 
@@ -49,6 +51,9 @@ func (a *app) newRequestCreate() *cobra.Command {
   'grpc bank.Ledger/Transfer'   a gRPC method ('grpc bank.Ledger/*': all of them)
   'postgres orders as reader'   a database as a role
   tcp                           the whole of a TCP service
+
+A bundle is permissions under a name: see hallpass request search. What it stands
+for when you ask is what you ask for.
 
 With --wait the command returns once the request is decided: status 0 granted,
 3 denied, 4 still pending. --dry-run asks nothing: it says which rule applies,
@@ -70,6 +75,7 @@ who must approve and how long at most.`,
 	}
 	flags := cmd.Flags()
 	flags.StringArrayVar(&f.allow, "allow", nil, "`permission` to ask for; repeat for more")
+	addBundles(cmd, &f)
 	flags.DurationVar(&f.length, "for", 0, "how long, counted from approval or from --start")
 	flags.StringVar(&f.reason, "reason", "", "why, for the approvers and the audit log")
 	flags.StringVar(&f.start, "start", "", "scheduled start, RFC 3339 (default: on approval)")
@@ -79,7 +85,13 @@ who must approve and how long at most.`,
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print the request's id alone")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "only say what the policy would answer")
 	addWait(cmd, &f.wait)
+	a.offersNames(cmd)
 	return cmd
+}
+
+// addBundles adds --bundle.
+func addBundles(cmd *cobra.Command, f *requestFlags) {
+	cmd.Flags().StringArrayVar(&f.bundles, "bundle", nil, "`name` of a bundle of the service to ask for; repeat for more")
 }
 
 // addWait adds --wait and --wait=10m.
@@ -91,12 +103,12 @@ func addWait(cmd *cobra.Command, wait *time.Duration) {
 // input checks the flags as far as it needs no server, so that a typing mistake costs no trip.
 func (f requestFlags) input(service string) (api.RequestInput, error) {
 	in := api.RequestInput{
-		Service: service, Permissions: f.allow, Reason: f.reason,
+		Service: service, Permissions: f.allow, Bundles: f.bundles, Reason: f.reason,
 		Duration: api.Duration(f.length), Subject: f.subject, Delegable: f.handOn,
 	}
 	switch {
-	case len(f.allow) == 0:
-		return in, usagef("no permission given: --allow 'GET /accounts/**'")
+	case len(f.allow)+len(f.bundles) == 0:
+		return in, usagef("no permission given: --allow 'GET /accounts/**', or --bundle NAME (hallpass request search %s)", service)
 	case f.length <= 0:
 		return in, usagef("no duration given: --for 30m")
 	case strings.TrimSpace(f.reason) == "":
@@ -105,8 +117,15 @@ func (f requestFlags) input(service string) (api.RequestInput, error) {
 	if err := grant.ValidService(service); err != nil {
 		return in, usagef("%w", err)
 	}
-	if _, err := grant.ParseScope(service, f.allow); err != nil {
-		return in, usagef("--allow: %w", err)
+	if len(f.allow) > 0 {
+		if _, err := grant.ParseScope(service, f.allow); err != nil {
+			return in, usagef("--allow: %w", err)
+		}
+	}
+	for _, name := range f.bundles {
+		if err := policy.ValidName(name); err != nil {
+			return in, usagef("--bundle: %w", err)
+		}
 	}
 	if f.start != "" {
 		t, err := time.Parse(time.RFC3339, f.start)
@@ -146,6 +165,7 @@ func (a *app) printDryRun(d api.DryRun) error {
 		default:
 			w.field("answer", "after approval")
 		}
+		w.field("asks for", d.Permissions...)
 		w.field("because", d.Reason)
 		w.field("rules", d.Rules...)
 		w.field("needs", needs(d.Require)...)

@@ -19,6 +19,7 @@ func requestFields(w *tabular, r api.Request) {
 	}
 	w.field("person", r.RequesterPerson)
 	w.field("service", r.Service)
+	w.field("bundles", strings.Join(r.Bundles, ", "))
 	w.field("may", strings.Join(r.Permissions, "\n"))
 	if e := r.Extends; e != nil {
 		w.field("extends", "grant "+e.Grant, fmt.Sprintf("by %s, from %s to %s", r.Duration, w.when(e.From), w.when(e.To)))
