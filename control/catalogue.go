@@ -37,7 +37,7 @@ func (b backend) Services(ctx context.Context, call api.Call, f api.ServiceFilte
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			if !holds(o, words) {
+			if f.Name != "" && o.Name != f.Name || !holds(o, words) {
 				continue
 			}
 			if len(out.Services) == limit || total >= maxPageBytes {

@@ -97,6 +97,11 @@ func TestCatalogue(t *testing.T) {
 	if !slices.Equal(names, []string{"status"}) || list.Next != "" {
 		t.Errorf("%+v", list)
 	}
+	for name, want := range map[string]int{"payments": 1, "pay": 0, "ledger": 0} {
+		if names, _ := servicesOf(t, alice, api.ServiceFilter{Name: name}); len(names) != want {
+			t.Errorf("by the name %s: %q", name, names)
+		}
+	}
 	_, err := alice.Services(t.Context(), api.ServiceFilter{Page: api.Page{Cursor: "Payments\x00"}})
 	wantProblem(t, err, api.CodeInvalid)
 	if names, list := servicesOf(t, c.as("user/ann"), api.ServiceFilter{}); !slices.Equal(names, []string{"payments"}) || list.Services[0].Bundles[0].Name != "secret" {
@@ -113,7 +118,7 @@ func TestCatalogueTellsAStrangerNothing(t *testing.T) {
 	c.setPolicy(t, cataloguePolicy)
 	for _, who := range []string{"agent/x", "service/unheard-of"} {
 		stranger := c.as(who)
-		for _, f := range []api.ServiceFilter{{}, {Query: "payments"}, {Page: api.Page{Cursor: "a"}}, {Page: api.Page{Limit: 1}}} {
+		for _, f := range []api.ServiceFilter{{}, {Query: "payments"}, {Page: api.Page{Cursor: "a"}}, {Name: "payments"}, {Page: api.Page{Limit: 1}}} {
 			if names, list := servicesOf(t, stranger, f); len(names) > 0 || list.Next != "" {
 				t.Errorf("%s sees %+v by %+v", who, list, f)
 			}

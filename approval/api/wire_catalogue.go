@@ -31,6 +31,7 @@ type ServiceList struct {
 
 // ServiceFilter selects services. The zero value selects all.
 type ServiceFilter struct {
+	Name  string // of one service
 	Query string // words, each of which a service's entry must hold
 	Page
 }
@@ -43,6 +44,7 @@ type CatalogueBackend interface {
 }
 
 type servicesInput struct {
+	Name   string `query:"name" maxLength:"63" doc:"this service alone"`
 	Query  string `query:"query" maxLength:"200" doc:"words: a service whose name, description, labels, owners or bundles hold each of them, in any case"`
 	Limit  int    `query:"limit" minimum:"1" maximum:"100" doc:"absent means 100"`
 	Cursor string `query:"cursor" maxLength:"63" doc:"next of the page before"`
@@ -53,13 +55,14 @@ func (h *Handler) catalogueRoutes(r *registrar) {
 	b := h.backend
 	get(r, "listServices", "/v1/services", "Services at which a rule lets the caller ask for something, and what, by name",
 		func(ctx context.Context, in *servicesInput) (ServiceList, error) {
-			return b.Services(ctx, callFrom(ctx, in.Stale), ServiceFilter{Query: in.Query, Page: Page{Limit: in.Limit, Cursor: in.Cursor}})
+			return b.Services(ctx, callFrom(ctx, in.Stale), ServiceFilter{Name: in.Name, Query: in.Query, Page: Page{Limit: in.Limit, Cursor: in.Cursor}})
 		})
 }
 
 // Services lists a page of what the caller may ask for.
 func (c *Client) Services(ctx context.Context, f ServiceFilter, opts ...CallOption) (out ServiceList, err error) {
-	q := f.Page.query()
+	q := f.query()
+	set(q, "name", f.Name)
 	set(q, "query", f.Query)
 	err = c.get(ctx, "/v1/services", q, &out, opts)
 	return out, err

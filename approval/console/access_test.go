@@ -158,11 +158,15 @@ func everyPage(t *testing.T) map[string]answer {
 		{ID: "old", State: api.ChangeDenied, EndedAt: &now, Decisions: full.Decisions, Change: api.ChangeSpec{Kind: api.ChangeGroupSet, Name: "owners", Members: []string{"bob"}}},
 	}
 	b.me.Admin = true
+	b.services = []api.Service{
+		{Name: "payments", Description: "Accounts", Tier: "critical", Owners: []string{"group:owners"}, Bundles: []api.ServiceBundle{{Name: "read", Description: "Look", Permissions: []string{"GET /a"}}}},
+		{Name: "status", Permissions: []string{"GET /**"}},
+	}
 	who := b.signIn(t)
 	out := map[string]answer{}
 	for _, path := range []string{
 		"/", at(full), "/requests/mine", "/requests/other", "/requests/granted", "/requests/glass", "/grants", "/grants/g", "/grants/ended", "/history",
-		"/audit", "/audit/0", "/policy", "/cluster", "/changes", "/changes/policy", "/changes/own", "/changes/old", "/ask", "/ask?service=payments&allow=GET+/a",
+		"/audit", "/audit/0", "/policy", "/cluster", "/changes", "/changes/policy", "/changes/own", "/changes/old", "/ask", "/ask?service=payments&allow=GET+/a", "/ask?service=payments&bundle=read&bundle=gone",
 	} {
 		out[path] = who.get(path)
 		wants(t, out[path], http.StatusOK)

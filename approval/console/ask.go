@@ -4,11 +4,12 @@ import (
 	"context"
 	"crypto/rand"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/hallpass/hallpass/approval/api"
-	"github.com/hallpass/hallpass/policy"
 )
 
 // startForm is how an input of type datetime-local writes an instant, in the zone of
@@ -18,13 +19,29 @@ const startForm = "2006-01-02T15:04"
 // askBody is what the page for asking says.
 type askBody struct {
 	Service, Allow, For, Reason, Subject, Start string // as typed
+	Bundles                                     []string
+	Find                                        string
 	// FromLink is set where whoever made the link has filled the form in.
 	FromLink bool
-	Services []string // that the policy in force names
+	Offers   api.ServiceList // of the catalogue, as found
+	Choices  []choice        // the bundles of Service
 	Alert    *trouble
 	Tried    *tried
 	Key      string // of the form, so that sending it twice asks once
 }
+
+// choice is a bundle that may be asked for.
+type choice struct {
+	api.ServiceBundle
+	Chosen bool
+	Gone   bool // it was chosen, and is not offered, or not here
+}
+
+// The most that the page shows of the catalogue at a time, and takes of names of bundles.
+const (
+	offersPage = 20
+	mostNamed  = 8
+)
 
 // tried is what the policy would say.
 type tried struct {
@@ -39,9 +56,10 @@ type tried struct {
 func (c *Console) ask(v visit) (view, error) {
 	q := v.URL.Query()
 	b := askBody{
+		Find: clip(q.Get("find"), 200), Bundles: named(q[fieldBundles]),
 		Service: clip(q.Get("service"), 63), Allow: clip(q.Get("allow"), maxQuery), For: clip(q.Get("for"), 16),
 		Reason: clip(q.Get("reason"), 2000), Subject: clip(q.Get("subject"), 2048), Key: rand.Text(),
-		FromLink: len(q) > 0,
+		FromLink: filled(q),
 	}
 	if b.For == "" {
 		b.For = "30m"
@@ -49,15 +67,49 @@ func (c *Console) ask(v visit) (view, error) {
 	return v.askView(b), nil
 }
 
-// askView is the form; without a list of services where the policy cannot be read, so that what
-// was typed is never lost.
-func (v visit) askView(b askBody) view {
-	if v.me.Person != "" {
-		if p, err := v.api.Policy(v.Context()); err == nil {
-			parsed, _ := policy.Parse([]byte(p.YAML)) // the cluster took it; it may be newer than this program
-			b.Services = parsed.Services()
+// filled reports whether a link has filled in more than the page's own links do, which choose a
+// service or go through the catalogue.
+func filled(q url.Values) bool {
+	for name := range q {
+		if name != "service" && name != "find" && name != "cursor" {
+			return true
 		}
 	}
+	return false
+}
+
+// named are names of bundles, as many and as long as a request takes.
+func named(names []string) []string {
+	var out []string
+	for _, name := range names[:min(len(names), mostNamed)] {
+		if name = clip(strings.TrimSpace(name), 63); name != "" && !slices.Contains(out, name) {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// askView is the form, with what the catalogue offers to whoever reads: without it where the
+// cluster does not say, so that what was typed is never lost.
+func (v visit) askView(b askBody) view {
+	offered := map[string]bool{}
+	if b.Service != "" {
+		list, _ := v.api.Services(v.Context(), api.ServiceFilter{Name: b.Service})
+		for _, s := range list.Services {
+			for _, bundle := range s.Bundles {
+				offered[bundle.Name] = true
+				b.Choices = append(b.Choices, choice{ServiceBundle: bundle, Chosen: slices.Contains(b.Bundles, bundle.Name)})
+			}
+		}
+	}
+	for _, name := range b.Bundles {
+		if !offered[name] {
+			b.Choices = append(b.Choices, choice{ServiceBundle: api.ServiceBundle{Name: name}, Chosen: true, Gone: true})
+		}
+	}
+	b.Offers, _ = v.api.Services(v.Context(), api.ServiceFilter{
+		Query: b.Find, Page: api.Page{Limit: offersPage, Cursor: clip(v.URL.Query().Get("cursor"), 63)},
+	})
 	return view{page: "ask", title: "Ask", body: b}
 }
 
@@ -73,6 +125,7 @@ func clip(s string, most int) string {
 func (c *Console) asks(_ http.ResponseWriter, v visit) (outcome, error) {
 	f := v.PostForm
 	b := askBody{
+		Bundles: named(f[fieldBundles]),
 		Service: strings.TrimSpace(f.Get("service")), Allow: typed(v.Request, "allow"), For: strings.TrimSpace(f.Get("duration")),
 		Reason: typed(v.Request, "reason"), Subject: strings.TrimSpace(f.Get("subject")), Start: strings.TrimSpace(f.Get("start")), Key: rand.Text(),
 	}
@@ -108,7 +161,7 @@ func (c *Console) asks(_ http.ResponseWriter, v visit) (outcome, error) {
 // inputOf reads what was typed. What a service, a permission and a reason may be is for the
 // cluster to say.
 func (c *Console) inputOf(me api.WhoAmI, b askBody) (in api.RequestInput, err error) {
-	in = api.RequestInput{Service: b.Service, Reason: b.Reason, Subject: expand(me, b.Subject)}
+	in = api.RequestInput{Service: b.Service, Bundles: b.Bundles, Reason: b.Reason, Subject: expand(me, b.Subject)}
 	for line := range strings.SplitSeq(b.Allow, "\n") {
 		if line = strings.TrimSpace(line); line != "" {
 			in.Permissions = append(in.Permissions, line)
@@ -155,7 +208,7 @@ func (v visit) try(in api.RequestInput) (*tried, error) {
 		return nil, err
 	}
 	as := api.Request{Subject: subject, Service: in.Service, Requester: v.me.ID, RequesterPerson: v.me.Person, Require: t.Require}
-	for i, text := range in.Permissions {
+	for i, text := range t.Permissions {
 		t.Asked = append(t.Asked, asked{At: i, Text: text, Held: holder(held.Grants, as, text)})
 	}
 	t.Needs = newPeople(persons).needs(as)

@@ -47,7 +47,7 @@ func TestAskByALink(t *testing.T) {
 
 func TestAskReads(t *testing.T) {
 	b := newBed(t)
-	b.policy = api.Policy{YAML: "version: 2\nservices: [{name: payments, tier: production}, {name: ledger}]\nrules: []\n"}
+	b.services = []api.Service{{Name: "payments", Tier: "production"}, {Name: "ledger"}}
 	who := b.signIn(t)
 	page := who.get("/ask?service=payments&allow=GET+/a")
 	wants(t, page, http.StatusOK, `<option value="payments">`, `<option value="ledger">`, "GET /a</textarea>")
@@ -121,4 +121,53 @@ func TestAskOnACluster(t *testing.T) {
 	wants(t, bob.post(path+"/decide", decide), http.StatusSeeOther)
 	form.Set("what", "try")
 	wants(t, alice.post("/ask", form), http.StatusOK, "held until", strings.Replace(path, "/requests/", "/grants/", 1))
+}
+
+// The catalogue is gone through by links and a form alone: what is chosen there is a service, and
+// its bundles are boxes of the form.
+func TestAskByTheCatalogue(t *testing.T) {
+	b := newBed(t)
+	b.services = []api.Service{
+		{
+			Name: "payments", Description: "Accounts and refunds", Tier: "critical", Owners: []string{"group:owners"}, Permissions: []string{"GET /**"},
+			Bundles: []api.ServiceBundle{
+				{Name: "read", Description: "Look at accounts", Permissions: []string{"GET,HEAD /accounts/**"}},
+				{Name: "refund", Permissions: []string{"POST /refunds/*"}},
+			},
+		},
+		{Name: "status", Permissions: []string{"GET /health", "GET /metrics", "GET /ready", "GET /version"}},
+	}
+	b.moreServices = "status"
+	who := b.signIn(t)
+	page := who.get("/ask?find=")
+	wants(t, page, http.StatusOK, `<a href="/ask?service=payments">payments</a>`, "Accounts and refunds", "group:owners", "and 1 more", `href="/ask?find=&amp;cursor=status"`)
+	if strings.Contains(page.body, "A link has filled") || strings.Contains(page.body, `name="bundle"`) {
+		t.Error("the page takes its own link for another's, or offers bundles of no service")
+	}
+	wants(t, who.get("/ask?find=nothing"), http.StatusOK, "Nothing that you may ask for has all of these words.", `value="nothing"`)
+	who.get("/ask?find=a&cursor=status")
+	if last := b.found[len(b.found)-1]; last.Query != "a" || last.Cursor != "status" || last.Limit == 0 {
+		t.Errorf("%+v", last)
+	}
+	page = who.get("/ask?service=payments")
+	wants(t, page, http.StatusOK, `name="bundle" value="read">`, `name="bundle" value="refund">`, "Look at accounts", "GET,HEAD /accounts/**")
+	form := fields(t, page.body, "/ask")
+	form["bundle"] = []string{"refund", "read", "read"}
+	for name, text := range map[string]string{"what": "try", "allow": "", "duration": "30m", "reason": "ticket 4711"} {
+		form.Set(name, text)
+	}
+	b.says = api.DryRun{Allowed: true, Permissions: []string{"GET,HEAD /accounts/**", "POST /refunds/*"}}
+	wants(t, who.post("/ask", form), http.StatusOK, "<code>POST /refunds/*</code>", `value="read" checked>`, `value="refund" checked>`)
+	form.Set("what", "ask")
+	if got := who.post("/ask", form); got.StatusCode != http.StatusSeeOther {
+		t.Fatalf("%d %s", got.StatusCode, got.body)
+	}
+	if in := b.asked[0]; !slices.Equal(in.Bundles, []string{"refund", "read"}) || len(in.Permissions) != 0 {
+		t.Errorf("%+v", in)
+	}
+	// A link that chooses bundles says that it is a link's; one that is not offered is said so, and
+	// is not left out: whoever asks would think that it was asked for.
+	wants(t, who.get("/ask?service=payments&bundle=read&bundle=gone"), http.StatusOK, "A link has filled this in", `value="read" checked>`, `value="gone" checked>`, "It is not offered to you at this service.")
+	b.err = api.NewProblem(api.CodeUnavailable, "no leader", "")
+	wants(t, who.get("/ask?service=payments&allow=GET+/a"), http.StatusOK, `value="payments"`, "GET /a</textarea>")
 }

@@ -40,6 +40,10 @@ type fakeAPI struct {
 	decided  []api.DecisionInput
 	revoked  []string
 	tried    []api.RequestInput
+	found    []api.ServiceFilter
+
+	services     []api.Service
+	moreServices string // cursor
 	asked    []api.RequestInput
 	says     api.DryRun // to what is tried
 	events   chan api.Event
@@ -115,6 +119,21 @@ func (f *fakeAPI) OpenReviews(context.Context, api.Filter, ...api.CallOption) (o
 			if r.BreakGlass != nil && r.BreakGlass.ClosedAt == nil {
 				out.Requests = append(out.Requests, r)
 			}
+		}
+	})
+	return out, err
+}
+
+func (f *fakeAPI) Services(_ context.Context, q api.ServiceFilter, _ ...api.CallOption) (out api.ServiceList, err error) {
+	err = f.with(func() {
+		f.found = append(f.found, q)
+		for _, s := range f.services {
+			if match(q.Name, s.Name) && strings.Contains(s.Name+s.Description, q.Query) {
+				out.Services = append(out.Services, s)
+			}
+		}
+		if q.Cursor == "" && q.Name == "" {
+			out.Next = f.moreServices
 		}
 	})
 	return out, err

@@ -106,12 +106,15 @@ func single(raw string) error {
 	return once(q)
 }
 
-// fieldMany is the one field of a form that may be there several times.
-const fieldMany = "keep"
+// The fields of a form that may be there several times.
+const (
+	fieldMany    = "keep"
+	fieldBundles = "bundle"
+)
 
 func once(fields url.Values) error {
 	for name, all := range fields {
-		if len(all) > 1 && name != fieldMany {
+		if len(all) > 1 && name != fieldMany && name != fieldBundles {
 			return fmt.Errorf("%.40q is in it twice", name)
 		}
 	}

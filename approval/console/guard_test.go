@@ -119,9 +119,14 @@ func TestScriptsInTexts(t *testing.T) {
 		r.ID, r.State = "glass", api.RequestApproved
 		r.BreakGlass = &api.BreakGlass{DueAt: &r.CreatedAt, WaitsFor: []string{evil}, Findings: []api.Finding{{Person: evil, Identity: evil, Finding: evil}}}
 	}))
+	b.requests[0].Bundles = []string{evil}
+	b.services = []api.Service{{
+		Name: "pay", Description: evil, Tier: evil, Owners: []string{evil}, Permissions: []string{evil},
+		Bundles: []api.ServiceBundle{{Name: evil, Description: evil, Permissions: []string{evil}}},
+	}}
 	b.cluster.Blocked = []api.Block{{Subject: evil, Reason: evil}}
 	who := b.signIn(t)
-	for _, path := range []string{"/", "/requests/r", "/requests/glass", "/grants", "/grants/g", "/history"} {
+	for _, path := range []string{"/", "/requests/r", "/requests/glass", "/grants", "/grants/g", "/history", "/ask", "/ask?service=pay"} {
 		got := who.get(path)
 		if got.StatusCode != http.StatusOK || !strings.Contains(got.body, "&lt;script&gt;alert(1)") {
 			t.Errorf("%s does not show it as it is: %d\n%s", path, got.StatusCode, got.body)

@@ -21,6 +21,7 @@ type API interface {
 	DecideRequest(ctx context.Context, id string, in api.DecisionInput, opts ...api.CallOption) (api.Request, error)
 	CancelRequest(ctx context.Context, id string, opts ...api.CallOption) (api.Request, error)
 	OpenReviews(ctx context.Context, f api.Filter, opts ...api.CallOption) (api.RequestList, error)
+	Services(ctx context.Context, f api.ServiceFilter, opts ...api.CallOption) (api.ServiceList, error)
 	Grants(ctx context.Context, f api.Filter, opts ...api.CallOption) (api.GrantList, error)
 	Grant(ctx context.Context, id string, opts ...api.CallOption) (api.Grant, error)
 	RevokeGrant(ctx context.Context, id, reason string, opts ...api.CallOption) (api.Grant, error)

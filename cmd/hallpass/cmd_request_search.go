@@ -122,9 +122,7 @@ func (a *app) offersNames(cmd *cobra.Command) {
 		return a.names(cmd, func(s api.Service) []string {
 			var names []string
 			for _, b := range s.Bundles {
-				if s.Name == args[0] {
-					names = append(names, b.Name)
-				}
+				names = append(names, b.Name)
 			}
 			return names
 		}, typed, args[0]), cobra.ShellCompDirectiveNoFileComp
@@ -138,7 +136,7 @@ func (a *app) offersNames(cmd *cobra.Command) {
 // say soon. They are names and nothing else, each of which is looked at: shells of which some
 // evaluate what they are given to complete by would run "$(…)" out of a description, or out of a
 // name that a node made up.
-func (a *app) names(cmd *cobra.Command, of func(api.Service) []string, typed, query string) []string {
+func (a *app) names(cmd *cobra.Command, of func(api.Service) []string, typed, service string) []string {
 	if a.checkGlobals(cmd, nil) != nil {
 		return nil
 	}
@@ -147,7 +145,7 @@ func (a *app) names(cmd *cobra.Command, of func(api.Service) []string, typed, qu
 	defer cancel()
 	var names []string
 	_ = a.call(ctx, func(ctx context.Context, c *api.Client) error { // there is nobody to tell
-		list, err := c.Services(ctx, api.ServiceFilter{Query: query})
+		list, err := c.Services(ctx, api.ServiceFilter{Name: service})
 		for _, s := range list.Services {
 			for _, name := range of(s) {
 				if (grant.ValidService(name) == nil || policy.ValidName(name) == nil) && strings.HasPrefix(name, typed) {

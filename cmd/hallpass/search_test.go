@@ -92,7 +92,13 @@ func TestRequestByBundle(t *testing.T) {
 // A shell is given names that are names, and no texts of anybody's.
 func TestCompletionOfNames(t *testing.T) {
 	f := newFake(t)
-	f.answer("GET /v1/services", http.StatusOK, offered())
+	f.mux.HandleFunc("GET /v1/services", func(w http.ResponseWriter, r *http.Request) {
+		list := offered()
+		if name := r.URL.Query().Get("name"); name != "" {
+			list.Services = slices.DeleteFunc(list.Services, func(s api.Service) bool { return s.Name != name })
+		}
+		reply(w, http.StatusOK, list)
+	})
 	for _, c := range []struct {
 		args []string
 		want string
