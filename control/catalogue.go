@@ -101,17 +101,17 @@ func expanded(p *policy.Policy, who spiffeid.ID, groups []string, a asked) (aske
 		return a, nil
 	}
 	a.bundles = slices.Compact(slices.Sorted(slices.Values(a.in.Bundles)))
-	var all []policy.Bundle
+	all := []grant.Scope{a.scope}
 	for _, name := range a.bundles {
 		b, ok := p.Offered(who, groups, a.in.Service, name)
 		if !ok {
 			return a, api.NewProblem(api.CodeInvalid, fmt.Sprintf("bundles: there is no %.80q of %s that you may ask for", name, a.in.Service),
 				"see which there are: hallpass request search "+a.in.Service)
 		}
-		all = append(all, b)
+		all = append(all, b.Scope())
 	}
 	var err error
-	if a.scope, err = policy.Expand(a.in.Service, a.scope, all); err != nil {
+	if a.scope, err = policy.Union(a.in.Service, all...); err != nil {
 		return a, api.NewProblem(api.CodeInvalid, err.Error(), "ask for fewer bundles at a time")
 	}
 	return a, nil

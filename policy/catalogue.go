@@ -106,12 +106,15 @@ func (p *Policy) Bundle(service, name string) (Bundle, bool) {
 // In reports whether all of the bundle lies within a scope of its service.
 func (b Bundle) In(s grant.Scope) bool { return !b.scope.IsZero() && s.Covers(b.scope) }
 
-// Expand is the scope of what was asked for by its words, zero for nothing, together with what
-// bundles of the service stand for. What several of them say is said once.
-func Expand(service string, words grant.Scope, bundles []Bundle) (grant.Scope, error) {
-	all := words.Permissions()
-	for _, b := range bundles {
-		all = append(all, b.scope.Permissions()...)
+// Scope is what the bundle stands for.
+func (b Bundle) Scope() grant.Scope { return b.scope }
+
+// Union is the scope of all that scopes of one service allow, of which some may be zero. What
+// several of them say is said once.
+func Union(service string, scopes ...grant.Scope) (grant.Scope, error) {
+	var all []grant.Permission
+	for _, s := range scopes {
+		all = append(all, s.Permissions()...)
 	}
 	said := make(map[grant.Permission]bool)
 	whole := make(map[string]bool) // paths of which every method is asked for

@@ -145,9 +145,9 @@ func TestOffered(t *testing.T) {
 	}
 }
 
-// TestExpand: bundles that overlap each other, or what is asked for beside them, come to one
+// TestUnion: bundles that overlap each other, or what is asked for beside them, come to one
 // scope, which allows what each of them does and nothing else.
-func TestExpand(t *testing.T) {
+func TestUnion(t *testing.T) {
 	p := mustParse(t, `
 version: 3
 rules: []
@@ -159,7 +159,6 @@ services:
       - {name: c, permissions: ["* /x"]}
       - {name: d, permissions: ["GET /y/z", "grpc p.S/*", "postgres orders as reader"]}
 `)
-	var all []policy.Bundle
 	for _, c := range []struct {
 		words, names, want string
 	}{
@@ -169,19 +168,20 @@ services:
 		{"GET /y/z", "b d", "grpc p.S/*; GET,POST /x; GET /y/**; GET /y/z; postgres orders as reader"},
 		{"* /x", "a", "* /x; tcp"},
 	} {
-		all = nil
+		var words grant.Scope
+		if c.words != "" {
+			words = scope(t, "s", c.words)
+		}
+		var all []policy.Bundle
+		scopes := []grant.Scope{words}
 		for _, name := range strings.Fields(c.names) {
 			b, ok := p.Bundle("s", name)
 			if !ok {
 				t.Fatal(name)
 			}
-			all = append(all, b)
+			all, scopes = append(all, b), append(scopes, b.Scope())
 		}
-		var words grant.Scope
-		if c.words != "" {
-			words = scope(t, "s", c.words)
-		}
-		got, err := policy.Expand("s", words, all)
+		got, err := policy.Union("s", scopes...)
 		if err != nil {
 			t.Errorf("%+v: %v", c, err)
 			continue

@@ -5,6 +5,9 @@ import "context"
 // MaxServices is how many services a page of the catalogue has at most.
 const MaxServices = 100
 
+// MaxBundles is how many bundles a request may name.
+const MaxBundles = 8
+
 // Service is one of the catalogue, as the caller sees it.
 type Service struct {
 	Name        string            `json:"name"`

@@ -37,11 +37,8 @@ type choice struct {
 	Gone   bool // it was chosen, and is not offered, or not here
 }
 
-// The most that the page shows of the catalogue at a time, and takes of names of bundles.
-const (
-	offersPage = 20
-	mostNamed  = 8
-)
+// offersPage is how much the page shows of the catalogue at a time.
+const offersPage = 20
 
 // tried is what the policy would say.
 type tried struct {
@@ -81,7 +78,7 @@ func filled(q url.Values) bool {
 // named are names of bundles, as many and as long as a request takes.
 func named(names []string) []string {
 	var out []string
-	for _, name := range names[:min(len(names), mostNamed)] {
+	for _, name := range names[:min(len(names), api.MaxBundles)] {
 		if name = clip(strings.TrimSpace(name), 63); name != "" && !slices.Contains(out, name) {
 			out = append(out, name)
 		}

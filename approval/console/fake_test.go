@@ -44,10 +44,10 @@ type fakeAPI struct {
 
 	services     []api.Service
 	moreServices string // cursor
-	asked    []api.RequestInput
-	says     api.DryRun // to what is tried
-	events   chan api.Event
-	watchers atomic.Int32 // of events
+	asked        []api.RequestInput
+	says         api.DryRun // to what is tried
+	events       chan api.Event
+	watchers     atomic.Int32 // of events
 }
 
 func id(name string) string { return "spiffe://acme.test/user/" + name }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/hallpass/hallpass/approval/api"
 	"github.com/hallpass/hallpass/grant"
+	"github.com/hallpass/hallpass/policy"
 )
 
 func (m *mcpServer) list(ctx context.Context, _ *mcp.CallToolRequest, in mcpListInput) (mcpListOutput, error) {
@@ -23,8 +24,18 @@ func (m *mcpServer) list(ctx context.Context, _ *mcp.CallToolRequest, in mcpList
 		if !strings.Contains(s.name, strings.ToLower(in.Query)) {
 			continue
 		}
-		view := mcpServiceView{Name: s.name, MayAskFor: []string{}, AtMostFor: api.Duration(m.longest).String(), Requests: []mcpRequest{}}
+		view := mcpServiceView{Name: s.name, Bundles: []mcpBundle{}, MayAskFor: []string{}, AtMostFor: api.Duration(m.longest).String(), Requests: []mcpRequest{}}
 		view.MayAskFor = append(view.MayAskFor, s.atMost.Texts()...)
+		offered, err := m.offered(ctx, s)
+		if err != nil {
+			return out, err
+		}
+		view.Description = safeText(offered.Description)
+		for _, b := range offered.Bundles {
+			if scope, err := grant.ParseScope(s.name, b.Permissions); err == nil && s.refuses(scope) == nil {
+				view.Bundles = append(view.Bundles, mcpBundle{Name: b.Name, Description: safeText(b.Description), Permissions: scope.Texts()})
+			}
+		}
 		for _, r := range m.open(s) {
 			now, _, err := m.api.PollRequest(ctx, r.id, 0, 0)
 			if err != nil {
@@ -78,23 +89,18 @@ func (m *mcpServer) saw(r *mcpAsked, now api.Request) api.Request {
 
 // input is what would be asked of the cluster: never for anybody else than the identity itself,
 // and nothing that the tools cannot use or whoever started this process has ruled out.
-func (m *mcpServer) input(in mcpAccessInput) (*mcpService, grant.Scope, api.RequestInput, error) {
+func (m *mcpServer) input(ctx context.Context, in mcpAccessInput) (*mcpService, grant.Scope, api.RequestInput, error) {
 	var none grant.Scope
 	s, err := m.service(in.Service)
 	if err != nil {
 		return nil, none, api.RequestInput{}, err
 	}
-	scope, err := grant.ParseScope(s.name, in.Permissions)
+	scope, err := m.scope(ctx, s, in)
 	if err != nil {
-		return nil, none, api.RequestInput{}, fmt.Errorf("permissions: %w", err)
+		return nil, none, api.RequestInput{}, err
 	}
-	for _, p := range scope.Permissions() {
-		if p.Kind() != grant.KindHTTP {
-			return nil, none, api.RequestInput{}, fmt.Errorf("permissions: call_service speaks HTTP, and has no use for %s", p)
-		}
-	}
-	if !s.atMost.IsZero() && !s.atMost.Covers(scope) {
-		return nil, none, api.RequestInput{}, fmt.Errorf("permissions: whoever set this up lets an agent ask for no more than %s", strings.Join(s.atMost.Texts(), "; "))
+	if err := s.refuses(scope); err != nil {
+		return nil, none, api.RequestInput{}, err
 	}
 	d, err := time.ParseDuration(in.Duration)
 	if err != nil || d <= 0 {
@@ -106,10 +112,75 @@ func (m *mcpServer) input(in mcpAccessInput) (*mcpService, grant.Scope, api.Requ
 	return s, scope, api.RequestInput{Service: s.name, Permissions: scope.Texts(), Duration: api.Duration(d)}, nil
 }
 
+// refuses says why an agent may not ask for a scope here, whatever the rules say.
+func (s *mcpService) refuses(scope grant.Scope) error {
+	for _, p := range scope.Permissions() {
+		if p.Kind() != grant.KindHTTP {
+			return fmt.Errorf("permissions: call_service speaks HTTP, and has no use for %s", p)
+		}
+	}
+	if !s.atMost.IsZero() && !s.atMost.Covers(scope) {
+		return fmt.Errorf("permissions: whoever set this up lets an agent ask for no more than %s", strings.Join(s.atMost.Texts(), "; "))
+	}
+	return nil
+}
+
+// offered is what the catalogue says of a service; nothing where the cluster has none, or offers
+// nothing there.
+func (m *mcpServer) offered(ctx context.Context, s *mcpService) (api.Service, error) {
+	list, err := m.api.Services(ctx, api.ServiceFilter{Name: s.name})
+	if errors.Is(err, api.ErrNotFound) {
+		return api.Service{}, nil // a node of an earlier release
+	}
+	if err != nil || len(list.Services) != 1 || list.Services[0].Name != s.name {
+		return api.Service{}, err
+	}
+	return list.Services[0], nil
+}
+
+// scope is what is asked for. Bundles are replaced by their permissions here, and it is these that
+// the cluster is asked for: were it given the names, a bundle that was redefined a moment ago
+// could hold more than whoever set this up lets an agent ask for.
+func (m *mcpServer) scope(ctx context.Context, s *mcpService, in mcpAccessInput) (grant.Scope, error) {
+	var all []grant.Scope
+	if len(in.Permissions) > 0 || len(in.Bundles) == 0 {
+		words, err := grant.ParseScope(s.name, in.Permissions)
+		if err != nil {
+			return grant.Scope{}, fmt.Errorf("permissions: %w", err)
+		}
+		all = append(all, words)
+	}
+	if len(in.Bundles) > api.MaxBundles {
+		return grant.Scope{}, fmt.Errorf("bundles: %d, at most %d", len(in.Bundles), api.MaxBundles)
+	}
+	if len(in.Bundles) > 0 {
+		offered, err := m.offered(ctx, s)
+		if err != nil {
+			return grant.Scope{}, err
+		}
+		for _, name := range in.Bundles {
+			at := slices.IndexFunc(offered.Bundles, func(b api.ServiceBundle) bool { return b.Name == name })
+			if at < 0 {
+				return grant.Scope{}, fmt.Errorf("bundles: there is no %.64q of %s that may be asked for: list_services names them", name, s.name)
+			}
+			bundle, err := grant.ParseScope(s.name, offered.Bundles[at].Permissions)
+			if err != nil {
+				return grant.Scope{}, fmt.Errorf("bundles: %w", err)
+			}
+			all = append(all, bundle)
+		}
+	}
+	scope, err := policy.Union(s.name, all...)
+	if err != nil {
+		return grant.Scope{}, fmt.Errorf("permissions: %w", err)
+	}
+	return scope, nil
+}
+
 func (m *mcpServer) check(ctx context.Context, _ *mcp.CallToolRequest, in mcpAccessInput) (mcpCheckOutput, error) {
 	ctx, cancel := context.WithTimeout(ctx, mcpAskLimit)
 	defer cancel()
-	_, _, ask, err := m.input(in)
+	_, _, ask, err := m.input(ctx, in)
 	if err != nil {
 		return mcpCheckOutput{}, err
 	}
@@ -124,7 +195,7 @@ func (m *mcpServer) check(ctx context.Context, _ *mcp.CallToolRequest, in mcpAcc
 func (m *mcpServer) request(ctx context.Context, _ *mcp.CallToolRequest, in mcpRequestInput) (mcpRequest, error) {
 	ctx, cancel := context.WithTimeout(ctx, mcpAskLimit)
 	defer cancel()
-	s, scope, ask, err := m.input(in.mcpAccessInput)
+	s, scope, ask, err := m.input(ctx, in.mcpAccessInput)
 	if err != nil {
 		return mcpRequest{}, err
 	}

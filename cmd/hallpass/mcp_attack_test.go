@@ -148,18 +148,18 @@ func TestMCPBadRequests(t *testing.T) {
 		in   mcpRequestInput
 		want string
 	}{
-		{"a service that was not given", mcpRequestInput{mcpAccessInput{"orders", []string{"GET /a"}, "5m"}, "r"}, "want one of payments"},
-		{"more than --at-most", mcpRequestInput{mcpAccessInput{"payments", []string{"GET /**"}, "5m"}, "r"}, "no more than GET,HEAD /accounts/**"},
-		{"a write", mcpRequestInput{mcpAccessInput{"payments", []string{"GET /accounts/1", "POST /accounts/1"}, "5m"}, "r"}, "no more than"},
-		{"bytes", mcpRequestInput{mcpAccessInput{"payments", []string{"tcp"}, "5m"}, "r"}, "speaks HTTP"},
-		{"nothing", mcpRequestInput{mcpAccessInput{"payments", []string{}, "5m"}, "r"}, "permissions: "},
-		{"no permission", mcpRequestInput{mcpAccessInput{"payments", []string{"everything"}, "5m"}, "r"}, "permissions: "},
-		{"too long", mcpRequestInput{mcpAccessInput{"payments", []string{"GET /accounts/1"}, "11m"}, "r"}, "longer than the 10m"},
-		{"no time", mcpRequestInput{mcpAccessInput{"payments", []string{"GET /accounts/1"}, "soon"}, "r"}, "duration"},
-		{"a negative time", mcpRequestInput{mcpAccessInput{"payments", []string{"GET /accounts/1"}, "-5m"}, "r"}, "duration"},
-		{"no reason", mcpRequestInput{mcpAccessInput{"payments", []string{"GET /accounts/1"}, "5m"}, " "}, "reason"},
-		{"a reason that shows as another", mcpRequestInput{mcpAccessInput{"payments", []string{"GET /accounts/1"}, "5m"}, "a \u202e b"}, "U+202E"},
-		{"a reason with no end", mcpRequestInput{mcpAccessInput{"payments", []string{"GET /accounts/1"}, "5m"}, strings.Repeat("a", 2000)}, ""},
+		{"a service that was not given", mcpRequestInput{mcpAccessInput{Service: "orders", Permissions: []string{"GET /a"}, Duration: "5m"}, "r"}, "want one of payments"},
+		{"more than --at-most", mcpRequestInput{mcpAccessInput{Service: "payments", Permissions: []string{"GET /**"}, Duration: "5m"}, "r"}, "no more than GET,HEAD /accounts/**"},
+		{"a write", mcpRequestInput{mcpAccessInput{Service: "payments", Permissions: []string{"GET /accounts/1", "POST /accounts/1"}, Duration: "5m"}, "r"}, "no more than"},
+		{"bytes", mcpRequestInput{mcpAccessInput{Service: "payments", Permissions: []string{"tcp"}, Duration: "5m"}, "r"}, "speaks HTTP"},
+		{"nothing", mcpRequestInput{mcpAccessInput{Service: "payments", Permissions: []string{}, Duration: "5m"}, "r"}, "permissions: "},
+		{"no permission", mcpRequestInput{mcpAccessInput{Service: "payments", Permissions: []string{"everything"}, Duration: "5m"}, "r"}, "permissions: "},
+		{"too long", mcpRequestInput{mcpAccessInput{Service: "payments", Permissions: []string{"GET /accounts/1"}, Duration: "11m"}, "r"}, "longer than the 10m"},
+		{"no time", mcpRequestInput{mcpAccessInput{Service: "payments", Permissions: []string{"GET /accounts/1"}, Duration: "soon"}, "r"}, "duration"},
+		{"a negative time", mcpRequestInput{mcpAccessInput{Service: "payments", Permissions: []string{"GET /accounts/1"}, Duration: "-5m"}, "r"}, "duration"},
+		{"no reason", mcpRequestInput{mcpAccessInput{Service: "payments", Permissions: []string{"GET /accounts/1"}, Duration: "5m"}, " "}, "reason"},
+		{"a reason that shows as another", mcpRequestInput{mcpAccessInput{Service: "payments", Permissions: []string{"GET /accounts/1"}, Duration: "5m"}, "a \u202e b"}, "U+202E"},
+		{"a reason with no end", mcpRequestInput{mcpAccessInput{Service: "payments", Permissions: []string{"GET /accounts/1"}, Duration: "5m"}, strings.Repeat("a", 2000)}, ""},
 	} {
 		var r mcpRequest
 		wantError(t, bad.what, s.try("request_access", bad.in, &r), bad.want)
@@ -271,7 +271,7 @@ func TestMCPCalledOff(t *testing.T) {
 	ctx, callOff := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		_, err := m.request(ctx, nil, mcpRequestInput{mcpAccessInput{"payments", made.Permissions, "5m"}, "r"})
+		_, err := m.request(ctx, nil, mcpRequestInput{mcpAccessInput{Service: "payments", Permissions: made.Permissions, Duration: "5m"}, "r"})
 		done <- err
 	}()
 	<-asking

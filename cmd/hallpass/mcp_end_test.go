@@ -166,7 +166,7 @@ func TestMCPLateRequest(t *testing.T) {
 			return request(nil), nil
 		}}
 		m := sessionOf(t, cluster, 0)
-		in := mcpRequestInput{mcpAccessInput{"payments", request(nil).Permissions, "5m"}, "r"}
+		in := mcpRequestInput{mcpAccessInput{Service: "payments", Permissions: request(nil).Permissions, Duration: "5m"}, "r"}
 		answers := make(chan mcpRequest, 1)
 		go func() {
 			r, err := m.request(t.Context(), nil, in)
@@ -277,7 +277,7 @@ func (c *crashing) hear(out *mcpRequest) {
 
 func (c *crashing) ask(permission string) string {
 	c.t.Helper()
-	in, err := json.Marshal(mcpRequestInput{mcpAccessInput{"payments", []string{permission}, "5m"}, "ticket 4711"})
+	in, err := json.Marshal(mcpRequestInput{mcpAccessInput{Service: "payments", Permissions: []string{permission}, Duration: "5m"}, "ticket 4711"})
 	if err != nil {
 		c.t.Fatal(err)
 	}

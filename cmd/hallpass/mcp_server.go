@@ -36,6 +36,7 @@ const mcpReason = " (asked by an AI agent, over MCP)"
 // mcpAPI is what of the cluster's API is in reach of the tools. That nothing in it decides on a
 // request or changes a rule is no matter of which tools there are: there is no such call to make.
 type mcpAPI interface {
+	Services(ctx context.Context, f api.ServiceFilter, opts ...api.CallOption) (api.ServiceList, error)
 	DryRun(ctx context.Context, in api.RequestInput, opts ...api.CallOption) (api.DryRun, error)
 	CreateRequest(ctx context.Context, in api.RequestInput, opts ...api.CallOption) (api.Request, error)
 	PollRequest(ctx context.Context, id string, since uint64, wait time.Duration) (api.Request, uint64, error)

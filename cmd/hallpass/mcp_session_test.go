@@ -112,7 +112,7 @@ func (s *agentSession) ask(permissions ...string) mcpRequest {
 func (s *agentSession) tryAsk(d string, permissions ...string) (mcpRequest, error) {
 	s.t.Helper()
 	var r mcpRequest
-	err := s.try("request_access", mcpRequestInput{mcpAccessInput{"payments", permissions, d}, "ticket 4711"}, &r)
+	err := s.try("request_access", mcpRequestInput{mcpAccessInput{Service: "payments", Permissions: permissions, Duration: d}, "ticket 4711"}, &r)
 	return r, err
 }
 

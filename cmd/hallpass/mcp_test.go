@@ -33,7 +33,7 @@ func TestMCP(t *testing.T) {
 		t.Errorf("%+v, %v", listed, err)
 	}
 	var rules mcpCheckOutput
-	if err := s.try("check_access", mcpAccessInput{"payments", []string{"GET /accounts/**"}, "5m"}, &rules); err != nil ||
+	if err := s.try("check_access", mcpAccessInput{Service: "payments", Permissions: []string{"GET /accounts/**"}, Duration: "5m"}, &rules); err != nil ||
 		!rules.Allowed || rules.Automatic || !slices.Equal(rules.Needs, []string{"owners (0 of 1)"}) || rules.MaxDuration != "1h" {
 		t.Errorf("%+v, %v", rules, err)
 	}

@@ -18,16 +18,25 @@ type mcpListOutput struct {
 }
 
 type mcpServiceView struct {
-	Name      string       `json:"name"`
-	MayAskFor []string     `json:"may_ask_for" jsonschema:"permissions that a request must lie within; empty: whatever the rules allow, see check_access"`
-	AtMostFor string       `json:"at_most_for" jsonschema:"the longest duration that may be asked for"`
-	Requests  []mcpRequest `json:"requests" jsonschema:"what was asked for in this session and is pending or granted"`
+	Name        string       `json:"name"`
+	Description string       `json:"description,omitempty"`
+	Bundles     []mcpBundle  `json:"bundles" jsonschema:"permissions that go together, to ask for by name; those that may be asked for here"`
+	MayAskFor   []string     `json:"may_ask_for" jsonschema:"permissions that a request must lie within; empty: whatever the rules allow, see check_access"`
+	AtMostFor   string       `json:"at_most_for" jsonschema:"the longest duration that may be asked for"`
+	Requests    []mcpRequest `json:"requests" jsonschema:"what was asked for in this session and is pending or granted"`
+}
+
+type mcpBundle struct {
+	Name        string   `json:"name"`
+	Description string   `json:"description,omitempty"`
+	Permissions []string `json:"permissions" jsonschema:"what it stands for"`
 }
 
 type mcpAccessInput struct {
 	Service     string   `json:"service" jsonschema:"name of the service, as list_services gives it"`
-	Permissions []string `json:"permissions" jsonschema:"what is needed and no more: METHOD[,METHOD…] /path; * is one path segment and /** everything below. Such as GET /accounts/**"`
+	Permissions []string `json:"permissions,omitempty" jsonschema:"what is needed and no more: METHOD[,METHOD…] /path; * is one path segment and /** everything below. Such as GET /accounts/**"`
 	Duration    string   `json:"duration" jsonschema:"how long it is needed, such as 15m"`
+	Bundles     []string `json:"bundles,omitempty" jsonschema:"names of bundles of the service, as list_services gives them; instead of permissions, or besides"`
 }
 
 type mcpCheckOutput struct {
