@@ -174,7 +174,7 @@ services:
 		}
 		var all []policy.Bundle
 		scopes := []grant.Scope{words}
-		for _, name := range strings.Fields(c.names) {
+		for name := range strings.FieldsSeq(c.names) {
 			b, ok := p.Bundle("s", name)
 			if !ok {
 				t.Fatal(name)

@@ -33,7 +33,7 @@ func (r *reader) policy(top *yaml.Node, p *Policy) {
 		return
 	}
 	if n := f["version"]; n == nil {
-		r.fail(top, "no version: write version: 1, 2 for conditions, services and tests, or 3 for breaking the glass, extensions and delegation")
+		r.fail(top, "no version: write version: 1, 2 for conditions, services and tests, or 3 for breaking the glass, extensions, delegation and what requesters find")
 	} else {
 		p.version = r.integer(n, "version", MaxVersion)
 	}
