@@ -211,7 +211,7 @@ type consoleUser struct {
 	api    *api.Client
 	local  *console.Local
 	server *http.Server
-	served chan error
+	served chan struct{} // closed when it is
 	http   *http.Client
 	host   string
 	at     string // address
@@ -219,7 +219,7 @@ type consoleUser struct {
 }
 
 func (m *morningRun) signIn(ctx context.Context, name string) (_ *consoleUser, err error) {
-	u := &consoleUser{served: make(chan error, 1), http: &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
+	u := &consoleUser{served: make(chan struct{}), http: &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
 	if u.api, err = m.client(ctx, name); err != nil {
 		return nil, err
 	}
@@ -236,7 +236,10 @@ func (m *morningRun) signIn(ctx context.Context, name string) (_ *consoleUser, e
 		return nil, errors.Join(err, ln.Close())
 	}
 	u.server = pages.Server()
-	go func() { u.served <- u.server.Serve(ln) }()
+	go func() {
+		defer close(u.served)
+		_ = u.server.Serve(ln) // until it is closed
+	}()
 	link, err := url.Parse(u.local.Link(u.host))
 	if err != nil {
 		return nil, err
@@ -255,7 +258,7 @@ func (m *morningRun) signIn(ctx context.Context, name string) (_ *consoleUser, e
 
 func (u *consoleUser) close() {
 	_ = u.server.Close() // nobody is left
-	_ = <-u.served       // that it was closed
+	<-u.served
 	u.local.Close()
 	u.http.CloseIdleConnections()
 	u.api.Close()
