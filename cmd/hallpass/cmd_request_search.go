@@ -15,7 +15,7 @@ import (
 )
 
 // completionLimit is how long a shell waits for the names that a word may become.
-const completionLimit = 2 * time.Second
+const completionLimit = 5 * time.Second
 
 func (a *app) newRequestSearch() *cobra.Command {
 	var f api.ServiceFilter
