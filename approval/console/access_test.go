@@ -142,7 +142,9 @@ func everyPage(t *testing.T) map[string]answer {
 		}),
 		pending(func(r *api.Request) { r.ID, r.State, r.Grant, r.EndedAt = "granted", api.RequestApproved, &g, &now }),
 		pending(func(r *api.Request) {
-			r.ID, r.State, r.Grant, r.EndedAt = "glass", api.RequestApproved, &g, &now
+			ended := g
+			ended.State = api.GrantExpired
+			r.ID, r.State, r.Grant, r.EndedAt = "glass", api.RequestApproved, &ended, &now
 			r.BreakGlass = &api.BreakGlass{DueAt: &now, Overdue: true, WaitsFor: []string{"owners"}, Findings: []api.Finding{{Person: "carol", Identity: id("carol"), Finding: "fine", At: now}}}
 		}),
 	}

@@ -106,6 +106,7 @@ func (c *Console) routes(static http.Handler) {
 	c.mux.HandleFunc("GET /requests/{id}", c.livePage(c.request))
 	c.mux.HandleFunc("POST /requests/{id}/decide", c.form(c.decide))
 	c.mux.HandleFunc("POST /requests/{id}/cancel", c.form(c.cancel))
+	c.mux.HandleFunc("POST /requests/{id}/review", c.form(c.closeReview))
 	c.mux.HandleFunc("GET /grants", c.livePage(c.grants))
 	c.mux.HandleFunc("GET /grants/{id}", c.livePage(c.grant))
 	c.mux.HandleFunc("POST /grants/{id}/revoke", c.form(c.revoke))

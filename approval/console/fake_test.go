@@ -113,6 +113,14 @@ func (f *fakeAPI) Requests(_ context.Context, q api.Filter, _ ...api.CallOption)
 	return out, err
 }
 
+func (f *fakeAPI) CloseReview(ctx context.Context, id, finding string, _ ...api.CallOption) (api.Request, error) {
+	r, err := f.Request(ctx, id)
+	if err == nil {
+		f.change(func() { f.revoked = append(f.revoked, "review "+id+" "+finding) })
+	}
+	return r, err
+}
+
 func (f *fakeAPI) OpenReviews(context.Context, api.Filter, ...api.CallOption) (out api.RequestList, err error) {
 	err = f.with(func() {
 		for _, r := range f.requests {

@@ -43,6 +43,7 @@ type requestBody struct {
 	Tier       string
 	Foreign    bool // asked from another trust domain
 	MayCancel  bool
+	MayReview  bool // the glass that it broke
 	MyDecision *api.Decision
 	Key        string // of the form, so that sending it twice decides once
 }
@@ -101,6 +102,7 @@ func newRequestBody(me api.WhoAmI, r api.Request, p people, held []api.Grant, pa
 	}
 	b.MayCancel = r.State == api.RequestPending &&
 		(r.Requester == me.ID || r.Subject == me.ID || r.RequesterPerson != "" && r.RequesterPerson == me.Person)
+	b.MayReview = mayReview(me, r, p.stakes(r))
 	for i, text := range r.Permissions {
 		a := asked{At: i, Text: text, Held: holder(held, r, text)}
 		if a.Held == nil {
@@ -286,6 +288,27 @@ func formKey(r *http.Request) api.CallOption {
 		key = rand.Text()
 	}
 	return api.WithKey("console-" + key)
+}
+
+// mayReview says whether one may close the review of a broken glass, as far as can be told from
+// outside: one of a group that it waits for, without a part in it, once the grant is over.
+func mayReview(me api.WhoAmI, r api.Request, stakes map[string]string) bool {
+	over := r.Grant == nil || r.Grant.State != api.GrantActive && r.Grant.State != api.GrantScheduled
+	return r.BreakGlass != nil && r.BreakGlass.ClosedAt == nil && over && me.Person != "" && stakes[me.Person] == "" &&
+		slices.ContainsFunc(r.BreakGlass.WaitsFor, func(g string) bool { return slices.Contains(me.Groups, g) })
+}
+
+// closeReview takes what a person has found of a glass that was broken.
+func (c *Console) closeReview(_ http.ResponseWriter, v visit) (outcome, error) {
+	id, finding := v.PathValue("id"), typed(v.Request, "comment")
+	err := api.NewProblem(api.CodeInvalid, "a review needs what was found, in words", "say what was done, and whether it was needed")
+	if finding != "" {
+		if _, failed := v.api.CloseReview(v.Context(), id, finding, formKey(v.Request)); failed != nil {
+			return c.undecided(v, id, finding, failed)
+		}
+		return outcome{see: link("requests", id)}, nil
+	}
+	return c.undecided(v, id, "", err)
 }
 
 // cancel withdraws one's own request.

@@ -20,6 +20,7 @@ type API interface {
 	CreateRequest(ctx context.Context, in api.RequestInput, opts ...api.CallOption) (api.Request, error)
 	DecideRequest(ctx context.Context, id string, in api.DecisionInput, opts ...api.CallOption) (api.Request, error)
 	CancelRequest(ctx context.Context, id string, opts ...api.CallOption) (api.Request, error)
+	CloseReview(ctx context.Context, id, finding string, opts ...api.CallOption) (api.Request, error)
 	OpenReviews(ctx context.Context, f api.Filter, opts ...api.CallOption) (api.RequestList, error)
 	Services(ctx context.Context, f api.ServiceFilter, opts ...api.CallOption) (api.ServiceList, error)
 	Grants(ctx context.Context, f api.Filter, opts ...api.CallOption) (api.GrantList, error)
