@@ -122,6 +122,7 @@ func consoleFake(t *testing.T) *fake {
 	f.answer("GET /v1/whoami", 200, api.WhoAmI{ID: "spiffe://acme.test/user/alice", Person: "alice", TrustDomain: "acme.test", Node: "n1", NotAfter: time.Now().Add(time.Hour)})
 	f.answer("GET /v1/persons", 200, api.Persons{Persons: []api.Person{{Name: "alice", IDs: []string{"spiffe://acme.test/user/alice"}}}})
 	f.answer("GET /v1/audit/entries", 200, api.AuditEntries{Size: 3})
+	f.answer("GET /v1/reviews", 200, api.RequestList{})
 	f.answer("GET /v1/requests", 200, api.RequestList{Requests: []api.Request{request(nil)}})
 	return f
 }
