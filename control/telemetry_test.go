@@ -142,7 +142,7 @@ func TestAdminPort(t *testing.T) {
 	code, body := get("/readyz")
 	var h Health
 	must(t, json.Unmarshal([]byte(body), &h))
-	if code != http.StatusOK || !h.Ready || h.Node != leader.ID() || len(h.Findings) != 19 {
+	if code != http.StatusOK || !h.Ready || h.Node != leader.ID() || len(h.Findings) != 20 {
 		t.Errorf("readyz: %d %s", code, body)
 	}
 	if code, body := get("/metrics"); code != http.StatusOK || body != "metrics here" {
