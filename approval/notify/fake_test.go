@@ -92,6 +92,9 @@ func (l *fakeLog) Settle(_ context.Context, s approval.SettleOutbox) (approval.T
 		}
 		delete(open, d.Entry)
 	}
+	if len(open) > approval.MaxOpenDeliveries {
+		return l.targets[s.Target], fmt.Errorf("at most %d would be open, not %d", approval.MaxOpenDeliveries, len(open))
+	}
 	t.Open = nil
 	for _, o := range open {
 		t.Open = append(t.Open, o)

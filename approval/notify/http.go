@@ -53,6 +53,7 @@ func newPoster(roots *x509.CertPool, now func() time.Time) *poster {
 			ForceAttemptHTTP2:      true,
 			MaxResponseHeaderBytes: 16 << 10,
 			MaxConnsPerHost:        workers,
+			MaxIdleConnsPerHost:    workers,
 			IdleConnTimeout:        time.Minute,
 		},
 		// Whom a message goes to is for the configuration to say: a receiver that redirects

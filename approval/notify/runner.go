@@ -150,13 +150,11 @@ func (r *runner) turn(ctx context.Context) error {
 	if err := r.take(ctx); err != nil {
 		return err
 	}
-	if err := r.settle(ctx); err != nil {
-		return err
-	}
+	err := r.settle(ctx)
 	if r.known.Paused == 0 && r.paused == "" {
-		r.launch(ctx)
+		r.launch(ctx) // also when it could not be settled: what ends makes room
 	}
-	return nil
+	return err
 }
 
 // refresh takes in what others have changed: an admin who has dead letters sent again.
@@ -327,18 +325,10 @@ func (r *runner) settle(ctx context.Context) error {
 	if !due || since < r.n.cfg.Pace.Settle {
 		return nil
 	}
-	body := approval.SettleOutbox{
-		Target: r.t.name, Base: r.known.Revision, Position: r.cursor, Paused: r.paused, Deliveries: []approval.Settlement{},
-	}
-	for _, at := range r.order {
-		p := r.open[at]
-		s := approval.Settlement{Entry: at, Outcome: p.outcome, Tries: p.tries, Cause: p.cause}
-		if s.Outcome == "" {
-			if s.Outcome = approval.OutcomeOpen; at < r.known.Position && p.tries == p.told {
-				continue // it is written down as it is
-			}
-		}
-		body.Deliveries = append(body.Deliveries, s)
+	body, news := r.settlement()
+	if !news && !report && r.paused == "" {
+		r.settled = time.Now()
+		return nil // what has ended lies behind what there is no room for
 	}
 	r.settled = time.Now()
 	known, err := r.n.cfg.Outbox.Settle(ctx, body)
@@ -357,6 +347,34 @@ func (r *runner) settle(ctx context.Context) error {
 	}
 	r.known, r.paused = known, ""
 	return nil
+}
+
+// settlement is what can be written down now, and whether that is more than is written down. No more
+// may be open there than approval takes: where an admin's replay has taken the room, the position
+// stops before the first that does not fit, and what has ended behind it waits here.
+func (r *runner) settlement() (body approval.SettleOutbox, news bool) {
+	body = approval.SettleOutbox{
+		Target: r.t.name, Base: r.known.Revision, Position: r.cursor, Paused: r.paused, Deliveries: []approval.Settlement{},
+	}
+	open := 0
+	for _, at := range r.order {
+		p := r.open[at]
+		s := approval.Settlement{Entry: at, Outcome: p.outcome, Tries: p.tries, Cause: p.cause}
+		switch {
+		case s.Outcome != "":
+			news = true
+		case open == approval.MaxOpenDeliveries && at >= r.known.Position:
+			body.Position = at
+			return body, news || at > r.known.Position
+		default:
+			open++
+			if s.Outcome = approval.OutcomeOpen; at < r.known.Position && p.tries == p.told {
+				continue // it is written down as it is
+			}
+		}
+		body.Deliveries = append(body.Deliveries, s)
+	}
+	return body, news || body.Position > r.known.Position
 }
 
 // wait returns when there may be something to do.

@@ -3,6 +3,7 @@ package notify
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -208,6 +209,70 @@ func TestGone(t *testing.T) {
 		later(time.Minute)
 		if got := c.sent(); !slices.Equal(got, []uint64{a, a, b}) && !slices.Equal(got, []uint64{a, b, a}) {
 			t.Errorf("sent %d", got)
+		}
+	})
+}
+
+// TestReplayIntoABacklog: dead letters that are sent again while as much waits as may be open leave a
+// target that goes on: all of it is delivered once the receiver is back.
+func TestReplayIntoABacklog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, c := newFakeLog(), &fakeChannel{}
+		state := "broken"
+		c.answer = func(ctx context.Context, _ Delivery, _ int) error {
+			c.mu.Lock()
+			now := state
+			c.mu.Unlock()
+			switch now {
+			case "broken":
+				return &Failure{Cause: "answered 400 Bad Request", Permanent: true}
+			case "silent":
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return nil
+		}
+		is := func(s string) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			state = s
+		}
+		stop, said := lead(t, log, c, 24*time.Hour)
+		later(time.Second)
+		var all []uint64
+		for i := range 100 {
+			all = append(all, log.add(approval.KindCreateRequest, fmt.Sprintf("a%d", i)))
+		}
+		later(time.Minute)
+		is("silent")
+		for i := range 400 {
+			all = append(all, log.add(approval.KindCreateRequest, fmt.Sprintf("b%d", i)))
+		}
+		later(time.Second) // nothing of these is written down
+		log.replay("chat")
+		later(10 * time.Minute)
+		if k := log.target(); len(k.Open) < 100 || len(k.Open) > approval.MaxOpenDeliveries {
+			t.Errorf("%d are open", len(k.Open))
+		}
+		is("well")
+		later(time.Hour)
+		stop()
+		if strings.Contains(said.String(), "would be open") {
+			t.Errorf("more is told than is taken: %s", said)
+		}
+		if k := log.target(); k.Sent != uint64(len(all)) || len(k.Open) != 0 || k.Dead != 0 {
+			t.Errorf("of %d sent %d, open %d, dead %d, at %d", len(all), k.Sent, len(k.Open), k.Dead, k.Position)
+		}
+		log.mu.Lock()
+		settled := 0
+		for _, e := range log.entries {
+			if e.Kind == approval.KindSettleOutbox {
+				settled++
+			}
+		}
+		log.mu.Unlock()
+		if settled > 500 {
+			t.Errorf("%d settlements of %d deliveries", settled, len(all))
 		}
 	})
 }
