@@ -31,7 +31,7 @@ type clockWatch struct {
 	known bool          // guarded by mu; it has been compared, or there is nobody to compare it with
 	off   time.Duration // guarded by mu; how far the others' median is ahead of this node
 	bad   bool          // guarded by mu; that is more than the skew
-	since instant       // guarded by mu; of the last comparison; zero with nobody to compare with
+	since instant       // guarded by mu; of the last comparison; zero before the first
 }
 
 // instant is one moment on both clocks: the one that says what time it is, and
@@ -178,9 +178,11 @@ func (n *node) compareClocks(ctx context.Context) {
 	r, ok := median(all)
 	if !ok {
 		// With nobody there to compare with its own time is the cluster's; with
-		// nobody who answers what was known stands, if anything was.
+		// nobody who answers what was known stands, if anything was. Either way
+		// what it shows from here on is held against this moment: a clock that is
+		// set later, when others are there again, must not pass for this one.
 		if _, _, known := n.clock.get(); alone && (len(asked) == 0 || !known) {
-			n.clock.set(0, false, instant{})
+			n.clock.set(0, false, began)
 		}
 		return
 	}

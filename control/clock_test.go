@@ -247,6 +247,20 @@ func TestClockOfALoneVoter(t *testing.T) {
 	ahead.Store(0)
 	c.start(others[0])
 	c.until("its clock is right again", right)
+
+	// Started anew with nobody who answers, it has its own clock to go by, and not one that is set then.
+	c.halt(others[0])
+	c.halt(lone)
+	c.start(lone)
+	leader = c.node(lone)
+	c.until("it goes by its own clock", right)
+	ahead.Store(int64(time.Hour))
+	if right() {
+		t.Error("started anew and alone, it would propose by a clock that was set since")
+	}
+	ahead.Store(0)
+	c.until("its clock is as it was", right)
+	c.start(others[0])
 }
 
 func mustState(t *testing.T, r *running) (out approval.Cluster) {

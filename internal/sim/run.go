@@ -92,6 +92,7 @@ func Run(w *World, o Options) *Result {
 	}
 	r.end()
 	r.counts.virtual.Store(int64(time.Since(began)))
+	time.Sleep(time.Minute) // whoever was still dialling, for nobody any more, has ended
 	return &Result{Seed: o.Seed, Counts: r.counts.read(), run: r}
 }
 
