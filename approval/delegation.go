@@ -92,9 +92,11 @@ func (t *turn) checkChild(r Request, b CreateRequest, g Grant) error {
 		return conflict("grant %s starts at %s", g.ID, g.NotBefore).then("delegate it then")
 	case b.Duration > g.Delegation.MaxDurationMS:
 		return denied("grant %s may be delegated for at most %s", g.ID, time.Duration(g.Delegation.MaxDurationMS)*time.Millisecond)
-	case t.now+Millis(b.Duration) > g.Expiry:
-		// Access that outlives what was approved is access that nobody approved.
-		return denied("it would end at %s, after grant %s at %s", t.now+Millis(b.Duration), g.ID, g.Expiry).then("ask for less time")
+	case t.now+Millis(b.Duration) > g.Expiry-Millis(g.extended()):
+		// Access that outlives what was approved is access that nobody approved: whoever approved an
+		// extension was not shown that it may be handed on, and the rules may not let it be by then.
+		return denied("it would end at %s, after grant %s as it was approved to be delegated, until %s",
+			t.now+Millis(b.Duration), g.ID, g.Expiry-Millis(g.extended())).then("ask for less time")
 	}
 	have, err := grant.ParseScope(g.Service, g.Permissions)
 	if err != nil {
@@ -133,6 +135,24 @@ func (t *turn) checkChildSubject(r Request, g Grant) error {
 	return nil
 }
 
+// children are the grants that were made of one and live.
+func (s State) children(id string) (all []Grant, err error) {
+	u, ok := parseUID(id)
+	if !ok {
+		return nil, nil
+	}
+	for _, suffix := range suffixes(s.r, pairPrefix(prefixChildOf, string(u[:]))) {
+		var c uid
+		copy(c[:], suffix)
+		child, ok, err := s.grantAt(c)
+		if err != nil || !ok {
+			return nil, fmt.Errorf("%w: grant %s has no child %s", errStored, id, c)
+		}
+		all = append(all, child)
+	}
+	return all, nil
+}
+
 // endChildren ends what was made of a grant that was cut short, and says what that
 // was. Of one that has run out they have, too: no child ends later.
 func (t *turn) endChildren(g Grant, state GrantState, reason string) (ended []string) {
@@ -143,15 +163,12 @@ func (t *turn) endChildren(g Grant, state GrantState, reason string) (ended []st
 	if reason != "" {
 		why += ": " + reason
 	}
-	u, _ := parseUID(g.ID)
-	for _, id := range suffixes(t, pairPrefix(prefixChildOf, string(u[:]))) {
-		var c uid
-		copy(c[:], id)
-		child, ok, err := t.state().grantAt(c)
-		if err != nil || !ok {
-			t.fail(fmt.Errorf("%w: grant %s has no child %s", errStored, g.ID, c))
-			return nil
-		}
+	children, err := t.state().children(g.ID)
+	if err != nil {
+		t.fail(err)
+		return nil
+	}
+	for _, child := range children {
 		if child.StateAt(t.now) == GrantActive {
 			t.endGrant(&child, GrantRevoked, why)
 			ended = append(ended, child.ID)

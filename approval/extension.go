@@ -110,6 +110,16 @@ func (t *turn) extend(r *Request, votes []Vote) (*grantDetails, error) {
 	g.Extensions = append(slices.Clone(g.Extensions), e)
 	// Whoever approved it did so under these certificates' lives.
 	g.CertificateTTL = min(g.CertificateTTL, r.CertificateTTL)
+	children, err := t.state().children(g.ID)
+	if err != nil {
+		return nil, err
+	}
+	for _, child := range children {
+		if child.CertificateTTL > g.CertificateTTL {
+			child.CertificateTTL = g.CertificateTTL
+			t.saveGrant(&child)
+		}
+	}
 	t.endRequest(r, RequestApproved)
 	t.saveGrant(&g)
 	return &grantDetails{SPIFFEID: g.SPIFFEID, NotBefore: g.NotBefore, Expiry: g.Expiry, Votes: votes, State: g.State}, nil

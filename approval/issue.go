@@ -93,6 +93,9 @@ func (t *turn) checkGiver(g Grant, giver string) error {
 		if g.standsOn(person) {
 			return denied("%s approved grant %s and may not hold its key", person, g.ID)
 		}
+		if parent, err := t.state().Grant(g.Parent); g.Parent != "" && err == nil && parent.standsOn(person) {
+			return denied("%s approved grant %s, of which it was made, and may not hold its key", person, g.Parent)
+		}
 	}
 	return nil
 }

@@ -44,6 +44,12 @@ func (s State) involved(r Request) map[string]string {
 				add(stake+" (of the grant that it extends)", person)
 			}
 		}
+		// Who holds a part of it would approve what theirs stands on.
+		children, _ := s.children(r.Extends.Grant) // what cannot be read is found by the checker
+		for _, child := range children {
+			holder, owners := by(child.Subject)
+			add("holds a part of the grant that it extends", append(owners, holder)...)
+		}
 	}
 	return stakes
 }

@@ -27,29 +27,31 @@ func (b backend) Services(ctx context.Context, call api.Call, f api.ServiceFilte
 		limit = min(f.Limit, limit)
 	}
 	words := strings.Fields(strings.ToLower(f.Query))
-	err = b.view(ctx, call, func(s approval.State) error {
-		p, err := s.Rules()
-		if err != nil {
-			return err
+	var p *policy.Policy
+	var groups []string
+	who, total := call.Caller.ID, 0
+	if err := b.view(ctx, call, func(s approval.State) (err error) {
+		p, err = s.Rules()
+		groups = s.GroupsOf(s.PersonName(who))
+		return err
+	}); err != nil {
+		return out, err
+	}
+	for o := range p.Offers(who, groups, f.Cursor, f.Name) { // outside of the view, which must be short
+		if err := ctx.Err(); err != nil {
+			return out, err
 		}
-		who, total := call.Caller.ID, 0
-		for o := range p.Offers(who, s.GroupsOf(s.PersonName(who)), f.Cursor) {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			if f.Name != "" && o.Name != f.Name || !holds(o, words) {
-				continue
-			}
-			if len(out.Services) == limit || total >= maxPageBytes {
-				out.Next = out.Services[len(out.Services)-1].Name
-				return nil
-			}
-			out.Services = append(out.Services, wireOffer(o))
-			total += weighOffer(o)
+		if !holds(o, words) {
+			continue
 		}
-		return nil
-	})
-	return out, err
+		if len(out.Services) == limit || total >= maxPageBytes {
+			out.Next = out.Services[len(out.Services)-1].Name
+			return out, nil
+		}
+		out.Services = append(out.Services, wireOffer(o))
+		total += weighOffer(o)
+	}
+	return out, nil
 }
 
 // holds reports whether each word, in lower case, is somewhere in what the caller sees

@@ -58,17 +58,20 @@ type Offer struct {
 // nothing, so that the catalogue tells a stranger neither what there is nor who
 // may have it. Conditions, reasons, times and numbers of approvals are not looked
 // at: an offer is what a request may come to, never a promise.
-func (p *Policy) Offers(requester spiffeid.ID, groups []string, after string) iter.Seq[Offer] {
+//
+// With a name it is about that service alone.
+func (p *Policy) Offers(requester spiffeid.ID, groups []string, after, only string) iter.Seq[Offer] {
 	return func(yield func(Offer) bool) {
 		naming := p.naming(requester, groups)
 		if len(naming) == 0 {
 			return
 		}
+		known := map[string][]string{}
 		for _, name := range p.known() {
-			if name <= after {
+			if name <= after || only != "" && name != only {
 				continue
 			}
-			if o, ok := p.offer(name, naming); ok && !yield(o) {
+			if o, ok := p.offer(name, naming, known); ok && !yield(o) {
 				return
 			}
 		}
@@ -201,26 +204,32 @@ func (p *Policy) at(service string, naming []rule) (allowing, closing []rule) {
 }
 
 // offer is a service as those whom the rules name see it; false when they cannot ask
-// for anything there.
-func (p *Policy) offer(name string, naming []rule) (Offer, bool) {
+// for anything there. known is what rules allow that others do not close, by the names of
+// all of these: rules about every service come to the same at most of them, and who may ask
+// for anything could otherwise have a node compute it a thousand times a call.
+func (p *Policy) offer(name string, naming []rule, known map[string][]string) (Offer, bool) {
 	allowing, closing := p.at(name, naming)
-	var texts []string
-	for _, q := range allowing {
-		for _, have := range q.permissions {
-			if !covered(closing, have) {
-				texts = append(texts, have.String())
+	key := strings.Join(ruleNames(allowing), " ") + " but " + strings.Join(ruleNames(closing), " ")
+	texts, ok := known[key]
+	if !ok {
+		for _, q := range allowing {
+			for _, have := range q.permissions {
+				if len(closing) == 0 || !covered(closing, have) {
+					texts = append(texts, have.String())
+				}
 			}
 		}
+		slices.Sort(texts)
+		texts = slices.Compact(texts)
+		known[key] = texts
 	}
 	if len(texts) == 0 {
 		return Offer{}, false
 	}
-	slices.Sort(texts)
-	texts = slices.Compact(texts)
 	s := p.services[name]
 	o := Offer{
 		Name: name, Description: s.description, Tier: s.tier, Labels: maps.Clone(s.labels),
-		Owners: slices.Clone(s.owners), Permissions: texts[:min(len(texts), maxList)],
+		Owners: slices.Clone(s.owners), Permissions: slices.Clone(texts[:min(len(texts), maxList)]),
 	}
 	for _, b := range s.bundles {
 		if open(b, allowing, closing) {

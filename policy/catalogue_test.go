@@ -65,7 +65,7 @@ rules:
 func offers(t *testing.T, p *policy.Policy, who, groups, after string) string {
 	t.Helper()
 	var b strings.Builder
-	for o := range p.Offers(spiffe(t, who), strings.Fields(groups), after) {
+	for o := range p.Offers(spiffe(t, who), strings.Fields(groups), after, "") {
 		fmt.Fprintf(&b, "%s: %s\n", o.Name, strings.Join(o.Permissions, "; "))
 		for _, u := range o.Bundles {
 			fmt.Fprintf(&b, "  %s: %s\n", u.Name, strings.Join(u.Permissions, "; "))
@@ -93,7 +93,7 @@ func TestOffers(t *testing.T) {
 	if got := offers(t, nil, "user/alice", "engineers", ""); got != "" {
 		t.Errorf("no policy offers %s", got)
 	}
-	for o := range p.Offers(spiffe(t, "user/alice"), []string{"support"}, "ledger") {
+	for o := range p.Offers(spiffe(t, "user/alice"), []string{"support"}, "ledger", "") {
 		if o.Description != "Accounts and refunds" || o.Tier != "critical" || o.Labels["team"] != "money" || !slices.Equal(o.Owners, []string{"group:payments-owners", "person:bob"}) {
 			t.Errorf("%+v", o)
 		}
@@ -241,4 +241,44 @@ func mustParse(t *testing.T, text string) *policy.Policy {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// TestOffersOfManyServices: what rules about every service come to is computed once a call, not once a
+// service: whoever may ask for anything could hold a node's processor with it.
+func TestOffersOfManyServices(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("version: 3\nservices:\n")
+	for i := range 500 {
+		fmt.Fprintf(&b, "  - {name: s%d}\n", i)
+	}
+	b.WriteString("rules:\n")
+	for i := range 20 {
+		fmt.Fprintf(&b, "  - {name: r%d, service: \"*\", requesters: [group:staff], permissions: [%s], auto: true, max_duration: 1h}\n", i, manyPermissions(i))
+	}
+	for i := range 2 {
+		fmt.Fprintf(&b, "  - {name: d%d, service: \"*\", requesters: [group:staff], permissions: [%s], deny: no}\n", i, manyPermissions(100+i))
+	}
+	p, err := policy.Parse([]byte(b.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	each := func(only string) func() {
+		return func() {
+			for range p.Offers(spiffe(t, "user/alice"), []string{"staff"}, "", only) {
+				continue
+			}
+		}
+	}
+	// A permission costs several allocations to look at: once is 880 of them, once a service 200,000.
+	if one, all := testing.AllocsPerRun(1, each("s1")), testing.AllocsPerRun(1, each("")); all > one+500*40 {
+		t.Errorf("%.0f allocations for one service, %.0f for 500", one, all)
+	}
+}
+
+func manyPermissions(of int) string {
+	var all []string
+	for i := range 20 {
+		all = append(all, fmt.Sprintf("\"GET,HEAD,POST /r%d/p%d/**\"", of, i))
+	}
+	return strings.Join(all, ", ")
 }

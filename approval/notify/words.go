@@ -74,7 +74,11 @@ func (e Event) words() message {
 		add("why", d.Reason)
 	}
 	add("expired requests", strings.Join(d.Requests, "\n"))
-	add("expired grants", strings.Join(d.Grants, "\n"))
+	if e.Kind == approval.KindTick {
+		add("expired grants", strings.Join(d.Grants, "\n"))
+	} else {
+		add("grants that ended with it", strings.Join(d.Grants, "\n"))
+	}
 	add("expired changes", strings.Join(d.Changes, "\n"))
 	add("cluster", e.Cluster)
 	add("at", e.Time.UTC().Format(time.RFC3339))

@@ -93,6 +93,12 @@ func serviceFields(w *tabular, s api.Service) {
 }
 
 func (a *app) nextForServices(list api.ServiceList, query string) {
+	for _, s := range list.Services {
+		// What a stolen node calls a service would be pasted into a shell.
+		if grant.ValidService(s.Name) != nil || len(s.Bundles) > 0 && policy.ValidName(s.Bundles[0].Name) != nil {
+			return
+		}
+	}
 	switch {
 	case len(list.Services) == 0 && query == "":
 		a.next("no rule lets you ask for anything: an admin has to propose one")
