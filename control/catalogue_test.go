@@ -136,6 +136,15 @@ func TestCatalogueTellsAStrangerNothing(t *testing.T) {
 		if len(said) != 1 {
 			t.Errorf("%s is told apart: %v", who, said)
 		}
+		why := map[string]bool{}
+		for _, service := range []string{"payments", "nowhere"} {
+			d, err := stranger.DryRun(t.Context(), api.RequestInput{Service: service, Permissions: []string{"GET /a"}, Reason: "why", Duration: api.Duration(time.Minute)})
+			must(t, err)
+			why[d.Reason] = true
+		}
+		if len(why) != 1 {
+			t.Errorf("%s is told apart by the rules: %v", who, why)
+		}
 	}
 	_, err := c.as("user/alice").CreateRequest(t.Context(), bundled("payments", "secret"))
 	wantProblem(t, err, api.CodeInvalid)

@@ -211,6 +211,10 @@ func uncoveredReason(p *Policy, r Request, missed []rule, wanted grant.Permissio
 			return fmt.Sprintf("no rule allows %q at %q as things are; rule %q would if this held: %s", wanted, service, q.name, q.match.text)
 		}
 	}
+	if len(p.naming(r.Requester, r.Groups)) == 0 {
+		// Who tries names must not learn which services there are, nor who may ask for them.
+		return fmt.Sprintf("no rule lets %s ask for anything; have an admin see to it", r.Requester)
+	}
 	var about, naming, fitting []rule
 	for _, q := range p.rules {
 		if q.deny != "" || !p.isAbout(q, service) {
