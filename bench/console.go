@@ -32,6 +32,7 @@ const (
 	morning       = 30 * time.Second
 	pageEvery     = 5 * time.Second        // each approver opens one, on the average
 	arrivalsEvery = 500 * time.Millisecond // a new request
+	allOpen       = 3 * time.Second        // until every console is open: they are opened in one moment here
 )
 
 // benchConsole has every approver open a console on requests that wait by the thousand, turn pages,
@@ -296,6 +297,9 @@ func (u *consoleUser) page(ctx context.Context, path string) ([]byte, time.Durat
 
 // turnPages opens the queue and requests, in turn, at the pace of a person.
 func (m *morningRun) turnPages(ctx context.Context, u *consoleUser) error {
+	if err := sleep(ctx, allOpen); err != nil {
+		return err
+	}
 	for turn := 0; ; turn++ {
 		if err := sleep(ctx, rand.N(2*pageEvery)); err != nil {
 			return nil //nolint:nilerr // the morning is over
@@ -359,7 +363,7 @@ func (m *morningRun) listen(ctx context.Context, u *consoleUser) error {
 
 // arrive asks for something new every now and then, until there is too little time left to hear of it.
 func (m *morningRun) arrive(ctx context.Context, c *api.Client) error {
-	if err := sleep(ctx, 3*time.Second); err != nil { // until everybody listens
+	if err := sleep(ctx, allOpen); err != nil {
 		return err
 	}
 	end := time.Now().Add(morning - 8*time.Second)
