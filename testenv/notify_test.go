@@ -422,7 +422,7 @@ func TestNotificationsSurviveTheLeader(t *testing.T) {
 	stop()
 	busy.Wait()
 	want := entriesOf(t, admin, from)
-	if len(want) < 60 {
+	if len(want) < 20 { // of which each box has had as many before the second death
 		t.Errorf("%d events are not many", len(want))
 	}
 	for _, b := range boxes {
