@@ -18,28 +18,8 @@ import (
 )
 
 // OpenReviews implements api.LifeBackend.
-func (b backend) OpenReviews(ctx context.Context, call api.Call, f api.Filter) (out api.RequestList, err error) {
-	out.Requests = []api.Request{}
-	err = b.view(ctx, call, func(s approval.State) error {
-		e, err := eyesOf(s, call.Caller.ID)
-		if err != nil {
-			return err
-		}
-		page, cursor, err := visiblePage(e.among(filter(f)), s.Reviews, e.sees, weighRequest)
-		if err != nil {
-			return err
-		}
-		out.Next = cursor
-		for _, r := range page {
-			w, err := b.wireRequest(s, r)
-			if err != nil {
-				return err
-			}
-			out.Requests = append(out.Requests, w)
-		}
-		return nil
-	})
-	return out, err
+func (b backend) OpenReviews(ctx context.Context, call api.Call, f api.Filter) (api.RequestList, error) {
+	return b.requestPage(ctx, call, f, approval.State.Reviews)
 }
 
 // CloseReview implements api.LifeBackend.

@@ -295,14 +295,21 @@ func filter(f api.Filter) approval.Filter {
 }
 
 // Requests implements api.RequestBackend.
-func (b backend) Requests(ctx context.Context, call api.Call, f api.Filter) (out api.RequestList, err error) {
+func (b backend) Requests(ctx context.Context, call api.Call, f api.Filter) (api.RequestList, error) {
+	return b.requestPage(ctx, call, f, approval.State.Requests)
+}
+
+// requestPage is a page of those of a list's requests that the caller may see.
+func (b backend) requestPage(
+	ctx context.Context, call api.Call, f api.Filter, list func(approval.State, approval.Filter) ([]approval.Request, string, error),
+) (out api.RequestList, err error) {
 	out.Requests = []api.Request{}
 	err = b.view(ctx, call, func(s approval.State) error {
 		e, err := eyesOf(s, call.Caller.ID)
 		if err != nil {
 			return err
 		}
-		page, cursor, err := visiblePage(e.among(filter(f)), s.Requests, e.sees, weighRequest)
+		page, cursor, err := visiblePage(e.among(filter(f)), func(f approval.Filter) ([]approval.Request, string, error) { return list(s, f) }, e.sees, weighRequest)
 		if err != nil {
 			return err
 		}
