@@ -74,12 +74,14 @@ func TestNotifySettings(t *testing.T) {
 		"notify:\n  targets:\n    - name: siem\n      kind: webhook\n      timeout: 0s\n":          "server.yaml:10: notify.targets[0].timeout: ",
 		"notify:\n  console: 127.0.0.1:8700\n":                                                     "server.yaml:7: notify.console: ",
 		hook + "      to: [a@acme.test]\n":                                                         "server.yaml:13: notify.targets[0].to: is nothing that a target of kind webhook takes",
+
 		"notify:\n  targets:\n    - name: post\n      kind: mail\n      server: mail.test:587\n      from: a@acme.test\n      to: [b@acme.test]\n      tls: none\n": "server.yaml:13: notify.targets[0].tls: ",
 		"notify:\n  targets:\n    - name: post\n      kind: mail\n      server: mail.test:587\n      from: a@acme.test\n":                                           "server.yaml:8: notify.targets[0].to: ",
 		"notify:\n  targets:\n    - name: chat\n      kind: slack\n      token_file: t\n      channel: general\n":                                                   "server.yaml:11: notify.targets[0].channel: ",
 		"notify:\n  targets:\n    - name: chat\n      kind: slack\n      channel: C1\n":                                                                             "server.yaml:8: notify.targets[0].token_file: ",
 		"notify:\n  targets:\n    - name: chat\n      kind: teams\n      url_file: u\n      url: https://teams.test/\n":                                             "notify.targets[0].url: is nothing that a target of kind teams takes",
 		"notify:\n  targets:\n    - name: page\n      kind: pagerduty\n      key_file: k\n      channel: C1\n":                                                      "server.yaml:11: notify.targets[0].channel: is nothing that a target of kind pagerduty takes",
+
 		hook + "      timeout: 2h\n":               "server.yaml:13: notify.targets[0].timeout: ",
 		hook + "      give_up_after: 1000h\n":      "server.yaml:13: notify.targets[0].give_up_after: ",
 		hook + "      events: [request.created]\n": "server.yaml:13: notify.targets[0].events: ",
