@@ -181,7 +181,7 @@ func (b backend) ask(ctx context.Context, call api.Call, a asked) (out api.Reque
 			}
 			// Refused before the commit: whoever asks for what no rule gives must
 			// not make the log grow.
-			return api.NewProblem(api.CodeDenied, o.Reason, "see which rule would decide: ask the same with dry_run (hallpass request create --dry-run)")
+			return api.NewProblem(api.CodeDenied, o.Reason, "see which rule would decide: ask the same with dry_run ("+a.command()+" --dry-run)")
 		}); err != nil {
 			return err
 		}
@@ -200,6 +200,18 @@ func (b backend) ask(ctx context.Context, call api.Call, a asked) (out api.Reque
 		b.glassBroken(ctx, r)
 	}
 	return b.requestResult(ctx, call, res)
+}
+
+// command is what a person asks by.
+func (a asked) command() string {
+	switch {
+	case a.in.BreakGlass:
+		return "hallpass breakglass"
+	case a.extends != "":
+		return "hallpass request extend"
+	default:
+		return "hallpass request create"
+	}
 }
 
 // requestResult shows the request that a command changed. A replayed answer is

@@ -34,6 +34,9 @@ func (a *app) newNotifyList() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				if len(all.Targets) == 0 {
+					a.next("no target is configured: notify.targets in server.yaml, as docs/notify.md says")
+				}
 				return a.print(all, func(w *tabular) {
 					w.row("TARGET", "KIND", "HOST", "SENT", "OPEN", "DEAD", "STATE")
 					for _, t := range all.Targets {
