@@ -312,11 +312,6 @@ func (p *Proxy) inForce(was *Proxy) {
 	if p.up != was.up {
 		was.up.close()
 	}
-	if p.cfg.upstream.h2c && !was.cfg.upstream.h2c {
-		// An HTTP/1 client of an HTTP/1 upstream is served by a front, which speaks
-		// nothing else: it comes again, and is served by what does. One that waits ends now.
-		p.live.drainWhere(func(c *conn) bool { return c.front.Load() != nil })
-	}
 	if err := p.reload(); err != nil {
 		p.log.Error("certificates were loaded a moment ago, and cannot be now", slog.Any("error", err))
 	}

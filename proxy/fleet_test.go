@@ -385,8 +385,7 @@ func (f *fleet) ready() (bool, string) {
 }
 
 // TestUpstreamChangesItsProtocol: a service whose upstream goes from HTTP/1 to HTTP/2
-// without TLS, and back, answers on connections that are older, or has their clients
-// come again; never with an error.
+// without TLS, and back, answers on connections that are older.
 func TestUpstreamChangesItsProtocol(t *testing.T) {
 	p := newPKI(t)
 	plain, h2c := upstreamServer(t, says("HTTP/1")), h2cServer(t, says("h2c"))
@@ -406,4 +405,60 @@ func TestUpstreamChangesItsProtocol(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestConnectionOutlivesItsUpstream: a connection whose upstream goes over to HTTP/2
+// between two of its requests takes those that come, with bodies in pieces and
+// pipelined, and is read as strictly as before.
+func TestConnectionOutlivesItsUpstream(t *testing.T) {
+	p := newPKI(t)
+	echo := func(who string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			_, _ = fmt.Fprintf(w, "%s %s %s", who, r.URL.Path, body)
+		}
+	}
+	plain, h2c := upstreamServer(t, echo("HTTP/1")), h2cServer(t, echo("h2c"))
+	f := startFleet(t, p, service("payments", plain, ""))
+	raw, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", f.address(shared))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := tls.Client(raw, f.tls(f.grant("payments", "GET /**", "POST /**"), "payments.acme.test"))
+	t.Cleanup(func() { _ = c.Close() })
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(c)
+	send := func(text string) {
+		t.Helper()
+		if _, err := io.WriteString(c, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answers := func(status int, want string) {
+		t.Helper()
+		res, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatalf("%s: %v", want, err)
+		}
+		body, err := io.ReadAll(res.Body)
+		if err != nil || res.StatusCode != status || !strings.Contains(string(body), want) {
+			t.Fatalf("%d %q, %v, want %d %s", res.StatusCode, body, err, status, want)
+		}
+	}
+	const host = " HTTP/1.1\r\nHost: payments.acme.test\r\n"
+	send("GET /a" + host + "\r\n")
+	answers(http.StatusOK, "HTTP/1 /a")
+	f.write(f.yaml(service("payments", h2c, "")))
+	if err := f.f.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	send("POST /b" + host + "Content-Length: 6\r\n\r\nab")
+	send("cdef" + "GET /c" + host + "\r\n" + "GET /d" + host + "\r\n")
+	answers(http.StatusOK, "h2c /b abcdef")
+	answers(http.StatusOK, "h2c /c")
+	answers(http.StatusOK, "h2c /d")
+	send("GET /e" + host + "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n")
+	answers(http.StatusBadRequest, "Content-Length")
 }

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -41,12 +42,14 @@ type front struct {
 	p   *Proxy // the configuration in force when the request under way began
 	c   *conn
 	tls secureConn
+	web *web // where the connection goes once the upstream speaks HTTP/2; nil: nowhere
 
 	desk   *desk     // nil while the connection rests
 	r, w   int       // what of desk.in is unread
 	armed  time.Time // the read deadline that is set; zero: none
 	began  time.Time // when reading on within a head began
 	served bool
+	handed bool // to web
 	head   headFacts
 	x      errand
 
@@ -81,8 +84,8 @@ type desk struct {
 	theirs []field // of the answer
 }
 
-func (p *Proxy) newFront(c *conn, t secureConn) *front {
-	f := &front{core: p.core, p: p, c: c, tls: t}
+func (p *Proxy) newFront(c *conn, t secureConn, web *web) *front {
+	f := &front{core: p.core, p: p, c: c, tls: t, web: web}
 	f.timer = time.AfterFunc(time.Hour, f.tick)
 	f.timer.Stop()
 	return f
@@ -97,6 +100,7 @@ func (f *front) serve() {
 	f.c.front.Store(f)
 	for f.await() {
 		head, bad := f.readHead()
+		f.p = f.newest.Load() // a connection may be older than the configuration in force
 		switch {
 		case bad != nil:
 			f.say(f.p.gateRefused(f.c, bad))
@@ -104,17 +108,35 @@ func (f *front) serve() {
 			return
 		case head == nil:
 			return
+		case f.p.cfg.upstream.h2c:
+			f.handOver(head)
+			return
 		case !f.exchange(head):
 			return
 		}
 	}
 }
 
-// leave ends the connection. What was reset or cut is closed already.
+// handOver gives the connection, with the request that came on it, to what serves
+// an upstream of HTTP/2. What was read is judged anew, by the gate.
+func (f *front) handOver(head []byte) {
+	g := f.p.gated(f.c, f.tls)
+	g.rest = bytes.Clone(f.desk.in[f.r-len(head) : f.w])
+	f.c.front.Store(nil)
+	f.disarm()
+	f.handed = true
+	if !f.web.take(f.c, g) {
+		f.c.cut(reasonShutdown)
+	}
+}
+
+// leave ends the connection, unless it was handed over. What was reset or cut is closed already.
 func (f *front) leave() {
 	f.timer.Stop()
 	f.release()
-	_ = f.tls.Close() // says close_notify where it still can
+	if !f.handed {
+		_ = f.tls.Close() // says close_notify where it still can
+	}
 }
 
 // recovered keeps a mistake of ours from taking the other connections along.
@@ -231,7 +253,7 @@ func (f *front) await() bool {
 		if until.After(end) {
 			until = end
 		}
-		if f.arm(until) != nil || f.stopping.Load() || f.moved() {
+		if f.arm(until) != nil || f.stopping.Load() {
 			return false
 		}
 		err := f.more()
@@ -259,21 +281,18 @@ func (f *front) rest(end time.Time) bool {
 	}
 	f.release()
 	f.armed = end
-	if f.tls.SetReadDeadline(end) != nil || f.stopping.Load() || f.moved() {
+	if f.tls.SetReadDeadline(end) != nil || f.stopping.Load() {
 		return false
 	}
 	return raw.Read(readable) == nil
 }
 
-// nudge ends the connection if it is between requests and the proxy is stopping, or has another upstream.
+// nudge ends the connection if it is between requests and the proxy is stopping.
 func (f *front) nudge() {
-	if (f.stopping.Load() || f.moved()) && f.idle.Load() {
+	if f.stopping.Load() && f.idle.Load() {
 		_ = f.tls.SetReadDeadline(past()) // a socket already closed needs no waking
 	}
 }
-
-// moved says whether the service's upstream speaks by now what a front does not.
-func (f *front) moved() bool { return f.newest.Load().cfg.upstream.h2c }
 
 // past is a deadline that is over.
 func past() time.Time { return time.Unix(1, 0) }

@@ -13,7 +13,6 @@ import (
 // exchange takes one request through, whose head has been read and is good as a
 // head, and says whether the connection goes on.
 func (f *front) exchange(head []byte) bool {
-	f.p = f.newest.Load() // a connection may be older than the configuration in force
 	p, x := f.p, &f.x
 	p.active.Add(1)
 	defer p.active.Add(-1)

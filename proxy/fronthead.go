@@ -281,9 +281,6 @@ func (f *front) screen() *violation {
 		return x.soft
 	case cfg.limits.bodyBytes > 0 && f.head.length > cfg.limits.bodyBytes:
 		return bodyTooLarge()
-	case cfg.upstream.h2c:
-		// The configuration has changed under this connection, to what a front does not speak.
-		return &violation{status: http.StatusServiceUnavailable, reason: "upstream_changed", detail: "the service has moved; connect again"}
 	case x.shape.websocket && (!x.shape.switching || x.method != http.MethodGet || f.hasBody()):
 		return badRequest("upgrade", "a WebSocket begins with a GET that says Connection: upgrade")
 	default:

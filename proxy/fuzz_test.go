@@ -258,7 +258,7 @@ func (h *fuzzHarness) exchange(t *testing.T, data []byte) {
 	sock := &socket{Conn: wire}
 	c := h.p.newConn(t.Context(), sock, h.adm, time.Now())
 	sock.c = c
-	go h.p.newFront(c, wire).serve() // ends with the wire
+	go h.p.newFront(c, wire, nil).serve() // ends with the wire
 	select {
 	case <-wire.closed:
 	case <-time.After(patience):

@@ -106,7 +106,7 @@ func (p *Proxy) begin(c *conn, t *tls.Conn, web *web) {
 		return
 	}
 	if !p.cfg.upstream.h2c {
-		web.fronts.Go(func() { p.newFront(c, t).serve() })
+		web.fronts.Go(func() { p.newFront(c, t, web).serve() })
 		return
 	}
 	if !web.take(c, p.gated(c, t)) {

@@ -362,19 +362,6 @@ func (l *live) drainAll() {
 	}
 }
 
-// drainWhere has the connections that match told to go elsewhere after their current request.
-func (l *live) drainWhere(match func(*conn) bool) {
-	l.mu.Lock()
-	all := slices.Clone(l.due)
-	l.mu.Unlock()
-	for _, c := range all {
-		if match(c) {
-			c.draining.Store(true)
-			c.goAway()
-		}
-	}
-}
-
 // shutdown cuts what is left and admits nothing more.
 func (l *live) shutdown() {
 	l.mu.Lock()
