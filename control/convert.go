@@ -55,6 +55,13 @@ func (n *node) wireRequest(s approval.State, r approval.Request) (api.Request, e
 			return api.Revision{Hash: v.Hash, Permissions: list(v.Permissions), Duration: duration(v.DurationMS), By: v.By, At: v.At.Time()}
 		}),
 	}
+	if r.State == approval.RequestPending || out.BreakGlass != nil && out.BreakGlass.ClosedAt == nil {
+		p, err := s.Rules()
+		if err != nil {
+			return out, err
+		}
+		out.StepUp = api.Duration(p.StepUp(r.Rules))
+	}
 	// A decided request shows the votes that its grant stands on: who counts may
 	// be another since.
 	var votes []approval.Vote

@@ -34,6 +34,7 @@ type expectation struct {
 	require        []Requirement
 	maxDuration    time.Duration // 0: any
 	certificateTTL time.Duration // 0: any
+	stepUp         time.Duration // 0: any
 	rules          []string      // nil: any
 
 	breakGlass bool     // the glass is broken; require says what is done without
@@ -67,6 +68,8 @@ func (t Test) Failed(out Outcome) string {
 		return fmt.Sprintf("max_duration is %s, not %s", span(out.MaxDuration), span(w.maxDuration))
 	case w.certificateTTL != 0 && out.CertificateTTL != w.certificateTTL:
 		return fmt.Sprintf("certificate_ttl is %s, not %s", span(out.CertificateTTL), span(w.certificateTTL))
+	case w.stepUp != 0 && out.StepUp != w.stepUp:
+		return fmt.Sprintf("step_up is %s, not %s", span(out.StepUp), span(w.stepUp))
 	}
 	if w.rules != nil && !slices.Equal(w.rules, slices.Sorted(slices.Values(out.Rules))) {
 		return fmt.Sprintf("the rules that apply are %s, not %s", list(out.Rules), list(w.rules))
@@ -214,7 +217,7 @@ func (r *reader) scope(n *yaml.Node, f map[string]*yaml.Node) grant.Scope {
 }
 
 func (r *reader) expectation(n *yaml.Node) expectation {
-	f := r.fields(n, "expect", r.keys([]string{"deny", "auto", "require", "max_duration", "certificate_ttl", "rules"}, nil, "break_glass", "review")...)
+	f := r.fields(n, "expect", r.keys([]string{"deny", "auto", "require", "max_duration", "certificate_ttl", "rules"}, nil, "break_glass", "review", "step_up")...)
 	if f == nil {
 		return expectation{}
 	}
@@ -239,7 +242,7 @@ func (r *reader) expectation(n *yaml.Node) expectation {
 		slices.Sort(w.review)
 	}
 	slices.SortFunc(w.require, func(a, b Requirement) int { return strings.Compare(a.Group, b.Group) })
-	for key, to := range map[string]*time.Duration{"max_duration": &w.maxDuration, "certificate_ttl": &w.certificateTTL} {
+	for key, to := range map[string]*time.Duration{"max_duration": &w.maxDuration, "certificate_ttl": &w.certificateTTL, "step_up": &w.stepUp} {
 		v := f[key]
 		switch {
 		case v == nil:

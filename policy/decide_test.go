@@ -153,7 +153,11 @@ func describe(o policy.Outcome) string {
 	if d := o.Delegation; d != nil {
 		by += fmt.Sprintf("; %d at a time for %s to %s", d.Most, short(d.MaxDuration), strings.Join(d.To, ","))
 	}
-	return fmt.Sprintf("%s; max %s; ttl %s; rules %s", by, short(o.MaxDuration), short(o.CertificateTTL), strings.Join(o.Rules, ","))
+	step := ""
+	if o.StepUp != 0 {
+		step = "step up " + short(o.StepUp) + "; "
+	}
+	return fmt.Sprintf("%s; max %s; ttl %s; %srules %s", by, short(o.MaxDuration), short(o.CertificateTTL), step, strings.Join(o.Rules, ","))
 }
 
 func short(d time.Duration) string {

@@ -116,7 +116,7 @@ func (r *reader) one(n *yaml.Node) rule {
 	f := r.fields(n, "a rule", r.keys([]string{
 		"name", "service", "requesters", "subjects", "permissions",
 		"require", "auto", "deny", "max_duration", "certificate_ttl",
-	}, []string{"match", "reason"}, "break_glass", "max_extended", "delegate")...)
+	}, []string{"match", "reason"}, "break_glass", "max_extended", "delegate", "step_up")...)
 	if f == nil {
 		return rule{}
 	}
@@ -153,6 +153,9 @@ func (r *reader) one(n *yaml.Node) rule {
 	}
 	if v := f["max_extended"]; v != nil {
 		r.extended(v, f, &q)
+	}
+	if v := f["step_up"]; v != nil {
+		q.stepUp = r.stepUp(v, f)
 	}
 	return q
 }

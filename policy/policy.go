@@ -105,6 +105,9 @@ type Outcome struct {
 	// BreakGlass is there when the request is granted at once though it would have
 	// to be approved: Require says by whom.
 	BreakGlass *BrokenGlass
+	// StepUp is how long ago at most whoever approves in a browser must have signed
+	// in; 0: it does not matter.
+	StepUp time.Duration
 	// Delegation is there for an allowed request that asked for it.
 	Delegation *Delegation
 	// Reason says why the request is denied, and what would be right.
@@ -129,6 +132,7 @@ type rule struct {
 	breakGlass     *breakGlass   // nil: nobody may
 	delegate       *delegate     // nil: nothing may be delegated
 	maxExtended    time.Duration // of a grant with its extensions; 0: it has none
+	stepUp         time.Duration // 0: a browser may have signed in whenever it was
 }
 
 // Version is that of the policy's form: what its text says under version.

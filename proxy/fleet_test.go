@@ -442,6 +442,7 @@ func TestConnectionOutlivesItsUpstream(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", want, err)
 		}
+		defer func() { _ = res.Body.Close() }()
 		body, err := io.ReadAll(res.Body)
 		if err != nil || res.StatusCode != status || !strings.Contains(string(body), want) {
 			t.Fatalf("%d %q, %v, want %d %s", res.StatusCode, body, err, status, want)

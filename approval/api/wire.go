@@ -57,6 +57,7 @@ type DryRun struct {
 	Require        []Requirement `json:"require" doc:"groups that must approve, all of them"`
 	MaxDuration    Duration      `json:"max_duration" doc:"the longest duration that these rules allow"`
 	CertificateTTL Duration      `json:"certificate_ttl"`
+	StepUp         Duration      `json:"step_up,omitempty" doc:"how long ago at most whoever approves in the console must have signed in; absent: it does not matter"`
 	Reason         string        `json:"reason,omitempty" doc:"why it would be refused, and what would be right"`
 	SPIFFEID       string        `json:"spiffe_id,omitempty" doc:"what the certificate would say, with a placeholder for the grant's id"`
 	PolicyRevision uint64        `json:"policy_revision"`
@@ -106,6 +107,7 @@ type Request struct {
 	Rules           []string      `json:"rules" doc:"names of the rules that matched"`
 	Require         []Requirement `json:"require"`
 	CertificateTTL  Duration      `json:"certificate_ttl"`
+	StepUp          Duration      `json:"step_up,omitempty" doc:"how long ago at most whoever approves it, or closes its review, in the console must have signed in, by the policy in force; absent: it does not matter"`
 	Decisions       []Decision    `json:"decisions"`
 	Grant           *Grant        `json:"grant,omitempty" doc:"present once granted"`
 	Bundles         []string      `json:"bundles,omitempty" doc:"names that it was asked for by, as the policy had them then; what they stood for is among the permissions of its first revision"`

@@ -107,6 +107,7 @@ func (c *Console) routes(static http.Handler) {
 	c.mux.HandleFunc("POST /requests/{id}/decide", c.form(c.decide))
 	c.mux.HandleFunc("POST /requests/{id}/cancel", c.form(c.cancel))
 	c.mux.HandleFunc("POST /requests/{id}/review", c.form(c.closeReview))
+	c.mux.HandleFunc("POST /requests/{id}/sign-in", c.form(c.signInAgain))
 	c.mux.HandleFunc("GET /grants", c.livePage(c.grants))
 	c.mux.HandleFunc("GET /grants/{id}", c.livePage(c.grant))
 	c.mux.HandleFunc("POST /grants/{id}/revoke", c.form(c.revoke))
@@ -174,6 +175,8 @@ type visit struct {
 	me    api.WhoAmI
 	token string
 	after string // what the page's event stream goes on from; "" for none
+
+	signedIn time.Time // wall clock
 }
 
 // page serves a GET of a session.
@@ -239,7 +242,7 @@ func (c *Console) session(fn func(w http.ResponseWriter, v visit)) http.HandlerF
 		ctx, cancel := context.WithTimeout(r.Context(), pageTime)
 		defer cancel()
 		defer context.AfterFunc(s.Live, cancel)() //nolint:contextcheck // the session may end before the call
-		v := visit{Request: r.WithContext(ctx), api: s.API, token: s.Token}
+		v := visit{Request: r.WithContext(ctx), api: s.API, token: s.Token, signedIn: s.SignedIn}
 		if v.me, err = s.API.WhoAmI(ctx); err != nil {
 			c.answer(ctx, w, v, view{}, err)
 			return

@@ -343,6 +343,7 @@ type bed struct {
 	*fakeAPI
 	local *console.Local
 	pages *console.Console
+	again []string // links to sign in once more, as the terminal has them
 }
 
 func newBed(t *testing.T) *bed {
@@ -353,7 +354,10 @@ func newBed(t *testing.T) *bed {
 
 func bedOver(t *testing.T, f *fakeAPI, a console.API) *bed {
 	t.Helper()
-	b := &bed{fakeAPI: f, local: console.NewLocal(console.LocalConfig{API: a, Who: id("bob")})}
+	b := &bed{fakeAPI: f}
+	b.local = console.NewLocal(console.LocalConfig{
+		API: a, Who: id("bob"), Again: func(link string, _ time.Time, _ string) { b.again = append(b.again, link) },
+	})
 	t.Cleanup(b.local.Close)
 	var err error
 	b.pages, err = console.New(console.Config{Sessions: b.local, Host: testHost, Zone: time.UTC, Logger: slog.New(slog.DiscardHandler)})

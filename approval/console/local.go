@@ -57,6 +57,10 @@ type LocalConfig struct {
 	// SignedIn is told of the browser that has used the link, by what it calls
 	// itself; nil tells nobody.
 	SignedIn func(userAgent string)
+	// Again is given the link by which the browser that is signed in signs in once
+	// more, until when it can be used, and the path that this is for. It MUST show it
+	// where the browser is not.
+	Again func(link string, until time.Time, path string)
 }
 
 // Local is Sessions for one person on their own machine: one link, used once,
@@ -71,6 +75,7 @@ type Local struct {
 	mu      sync.Mutex
 	session *localSession // guarded by mu; nil until the link is used
 	lapse   *time.Timer   // guarded by mu: ends the link, then the idle session
+	again   *again        // guarded by mu; nil: no link to sign in once more
 }
 
 type localSession struct {
@@ -78,6 +83,13 @@ type localSession struct {
 	cookie string
 	ends   time.Time // wall clock
 	used   time.Time // wall clock
+}
+
+// again is a link by which the session's browser signs in once more.
+type again struct {
+	token string
+	made  time.Time // wall clock
+	back  string    // the path that it leads to
 }
 
 // NewLocal makes a Local whose link can be used from now on.
@@ -134,7 +146,8 @@ func (l *Local) Session(r *http.Request) (*Session, error) {
 		s.used = now
 		l.lapse.Reset(min(sessionIdle, s.ends.Sub(now)))
 	}
-	return &s.Session, nil
+	seen := s.Session // as of now: it may sign in again
+	return &seen, nil
 }
 
 // SignIn implements Sessions. The link is in terminals, in the history of a
@@ -157,24 +170,31 @@ func (l *Local) SignIn(w http.ResponseWriter, r *http.Request, show func(SignInP
 		show(page)
 		return
 	}
+	back, next := "/", "Stop hallpass console with Ctrl-C, which ends its session, and run it again."
 	cookie, err := l.spend(r.PostForm.Get("token"))
+	if errors.Is(err, errLinkWrong) {
+		if cookie, back, err = l.spendAgain(r); errors.Is(err, errLinkOver) {
+			next = "Go back to the request, and ask for another."
+		}
+	}
 	if err != nil {
-		show(SignInPage{Status: http.StatusForbidden, Problem: err.Error(), Next: "Stop hallpass console with Ctrl-C, which ends its session, and run it again."})
+		show(SignInPage{Status: http.StatusForbidden, Problem: err.Error(), Next: next})
 		return
 	}
 	http.SetCookie(w, &http.Cookie{
 		Name: cookieName, Value: cookie, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode,
 	})
-	http.Redirect(w, r, "/", http.StatusSeeOther)
+	http.Redirect(w, r, back, http.StatusSeeOther)
 	if l.cfg.SignedIn != nil {
 		l.cfg.SignedIn(r.UserAgent())
 	}
 }
 
 var (
-	errLinkWrong = errors.New("This is not the link of this console.")                                                              //nolint:staticcheck // a sentence on a page
-	errLinkSpent = errors.New("This link has been used. If it was not you who used it, somebody else has the session: end it now.") //nolint:staticcheck // a sentence on a page
-	errLinkOver  = errors.New("This link was not used in its time.")                                                                //nolint:staticcheck // a sentence on a page
+	errLinkWrong     = errors.New("This is not the link of this console.")                                                              //nolint:staticcheck // a sentence on a page
+	errLinkSpent     = errors.New("This link has been used. If it was not you who used it, somebody else has the session: end it now.") //nolint:staticcheck // a sentence on a page
+	errLinkElsewhere = errors.New("This link is for the browser that is signed in.")                                                    //nolint:staticcheck // a sentence on a page
+	errLinkOver      = errors.New("This link was not used in its time.")                                                                //nolint:staticcheck // a sentence on a page
 )
 
 // spend makes the one session, for the one who has the link's token first.
@@ -190,12 +210,59 @@ func (l *Local) spend(token string) (cookie string, err error) {
 		return "", errLinkOver
 	}
 	l.session = &localSession{
-		Session: Session{API: l.cfg.API, Token: rand.Text(), Live: l.live},
+		Session: Session{API: l.cfg.API, Token: rand.Text(), Live: l.live, SignedIn: wall(0)},
 		cookie:  rand.Text(), ends: wall(sessionLife), used: wall(0),
 	}
 	l.lapse.Stop()
 	l.lapse = time.AfterFunc(sessionIdle, func() { l.end(ErrSessionOver) })
 	return l.session.cookie, nil
+}
+
+// againLife is how long a link to sign in once more can be used, againPause how
+// long after it the next is made: whoever has the browser cannot fill the terminal.
+const (
+	againLife  = 2 * time.Minute
+	againPause = 10 * time.Second
+)
+
+// SignInAgain implements Sessions. Whoever took the browser over has its cookie and
+// its pages, and not the terminal, which is where the link is shown.
+func (l *Local) SignInAgain(r *http.Request, back string) string {
+	if a := l.newAgain(back); a != nil && l.cfg.Again != nil {
+		l.cfg.Again("http://"+r.Host+"/sign-in?token="+a.token, a.made.Add(againLife), back)
+	}
+	return "Where hallpass console runs, it has printed a link. Open it here, in this browser, within two minutes."
+}
+
+// newAgain makes a link, or nil right after the one before.
+func (l *Local) newAgain(back string) *again {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now().Round(0)
+	if l.again != nil && now.Sub(l.again.made) < againPause {
+		return nil
+	}
+	l.again = &again{token: rand.Text(), made: now, back: back}
+	return l.again
+}
+
+// spendAgain has the session be as new. The link alone is not enough: it is for the
+// browser that has the session, which gets another cookie.
+func (l *Local) spendAgain(r *http.Request) (cookie, back string, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s, a, cookies := l.session, l.again, r.CookiesNamed(cookieName)
+	switch {
+	case s == nil || l.live.Err() != nil || a == nil || !same(r.PostForm.Get("token"), a.token):
+		return "", "", errLinkWrong
+	case time.Now().Round(0).Sub(a.made) >= againLife:
+		return "", "", errLinkOver
+	case len(cookies) != 1 || !same(cookies[0].Value, s.cookie):
+		return "", "", errLinkElsewhere
+	}
+	l.again = nil
+	s.cookie, s.SignedIn = rand.Text(), wall(0)
+	return s.cookie, a.back, nil
 }
 
 // SignOut implements Sessions.

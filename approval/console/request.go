@@ -45,6 +45,7 @@ type requestBody struct {
 	MayCancel  bool
 	MayReview  bool // the glass that it broke
 	MyDecision *api.Decision
+	StepUp     bool   // one has to sign in again, to approve it or to close its review
 	Key        string // of the form, so that sending it twice decides once
 }
 
@@ -92,6 +93,7 @@ func (c *Console) requestView(v visit, id string) (view, error) {
 	b.Policy, b.Tier = policy.Revision, tierOf(policy, r.Service)
 	b.Risks = risks(r, b, c.zone)
 	blockedStanding(&b, v.me, cluster.Blocked)
+	b.StepUp = v.mustStepUp(r) && (b.May || b.MayReview)
 	return view{page: "request", title: "Request of " + who(&v.me, r.Subject) + " for " + r.Service, body: b}, nil
 }
 
@@ -173,6 +175,9 @@ func blockedStanding(b *requestBody, me api.WhoAmI, blocked []api.Block) {
 func (c *Console) decide(_ http.ResponseWriter, v visit) (outcome, error) {
 	id := v.PathValue("id")
 	in, err := decisionOf(v.Request)
+	if err == nil && in.Decision == "approve" {
+		err = v.stepUp(id)
+	}
 	if err == nil {
 		if len(in.Permissions) > 0 || v.PostForm.Get("narrow") != "" {
 			err = v.narrowed(id, &in)
@@ -303,6 +308,9 @@ func (c *Console) closeReview(_ http.ResponseWriter, v visit) (outcome, error) {
 	id, finding := v.PathValue("id"), typed(v.Request, "comment")
 	err := api.NewProblem(api.CodeInvalid, "a review needs what was found, in words", "say what was done, and whether it was needed")
 	if finding != "" {
+		if failed := v.stepUp(id); failed != nil {
+			return c.undecided(v, id, finding, failed)
+		}
 		if _, failed := v.api.CloseReview(v.Context(), id, finding, formKey(v.Request)); failed != nil {
 			return c.undecided(v, id, finding, failed)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"time"
 
 	"github.com/hallpass/hallpass/approval/api"
 )
@@ -47,6 +48,8 @@ type Session struct {
 	Token string
 	// Live ends with the session.
 	Live context.Context
+	// SignedIn is when the person signed in last, by the wall clock.
+	SignedIn time.Time
 }
 
 // Sessions says whose a browser's call is. It is what signing in is made of:
@@ -60,6 +63,10 @@ type Sessions interface {
 	// A GET MUST NOT make a session out of nothing but its URL: whatever looks
 	// at links before people do would sign in.
 	SignIn(w http.ResponseWriter, r *http.Request, show func(SignInPage))
+	// SignInAgain has the person of r's session sign in once more, by what the
+	// browser alone does not have; the browser then goes on to back, a path of the
+	// console. It returns what the person is to do.
+	SignInAgain(r *http.Request, back string) (next string)
 	// SignOut MUST end the session before it returns.
 	SignOut(w http.ResponseWriter, r *http.Request)
 }

@@ -135,6 +135,9 @@ func (a *app) console(ctx context.Context, c *api.Client, port string, open bool
 	}()
 	sessions := console.NewLocal(console.LocalConfig{API: c, Who: me.ID, SignedIn: func(agent string) {
 		fmt.Fprintln(a.stderr, "signed in: a browser that calls itself", safeLine(agent))
+	}, Again: func(link string, until time.Time, path string) {
+		fmt.Fprintf(a.stderr, "The browser is to sign in again, for %s, and it works until %s:\n%s\nIf it was not you who asked for this, end the console with Ctrl-C.\n",
+			safeLine(path), until.Format("15:04:05"), link)
 	}})
 	defer sessions.Close()
 	host := console.LocalHost(at)

@@ -124,6 +124,7 @@ func consoleFake(t *testing.T) *fake {
 	f.answer("GET /v1/audit/entries", 200, api.AuditEntries{Size: 3})
 	f.answer("GET /v1/reviews", 200, api.RequestList{})
 	f.answer("GET /v1/requests", 200, api.RequestList{Requests: []api.Request{request(nil)}})
+	f.answer("GET /v1/requests/"+request(nil).ID, 200, request(nil))
 	return f
 }
 
@@ -155,6 +156,17 @@ func TestConsole(t *testing.T) {
 		t.Fatal(page)
 	}
 	csrf := regexp.MustCompile(`name="csrf" value="([^"]*)"`).FindStringSubmatch(page)[1]
+	asked := "/requests/" + request(nil).ID
+	if got := visit(t, http.MethodPost, at+asked+"/sign-in", cookie, url.Values{"csrf": {csrf}}); got.status != http.StatusOK {
+		t.Fatal(got.status)
+	}
+	if said := <-c.stderr; !strings.Contains(said, "sign in again, for "+asked) {
+		t.Errorf("stderr: %s", said)
+	}
+	again := <-c.stderr
+	if said := <-c.stderr; !strings.HasPrefix(again, at+"/sign-in?token=") || again == link || !strings.Contains(said, "Ctrl-C") {
+		t.Errorf("stderr: %s, %s", again, said)
+	}
 	if got := visit(t, http.MethodPost, at+"/sign-out", cookie, url.Values{"csrf": {csrf}}); got.status != http.StatusSeeOther {
 		t.Fatal(got.status)
 	}

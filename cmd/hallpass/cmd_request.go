@@ -173,6 +173,7 @@ func (a *app) printDryRun(d api.DryRun) error {
 		if d.Allowed {
 			w.field("at most", d.MaxDuration.String())
 			w.field("certificates", "live "+d.CertificateTTL.String())
+			stepUpField(w, d.StepUp)
 			w.field("name", d.SPIFFEID)
 		}
 	})

@@ -35,6 +35,7 @@ func requestFields(w *tabular, r api.Request) {
 	w.field("rules", strings.Join(r.Rules, ", "))
 	w.field("needs", strings.Join(needs(r.Require), "\n"))
 	w.field("certificates", "live "+r.CertificateTTL.String())
+	stepUpField(w, r.StepUp)
 	w.field("asked", w.when(r.CreatedAt))
 	if r.State == api.RequestPending {
 		w.field("lapses", w.when(r.ExpiresAt))
@@ -54,6 +55,13 @@ func requestFields(w *tabular, r api.Request) {
 		w.field("name", g.SPIFFEID)
 	} else if r.EndedAt != nil {
 		w.field("ended", strings.TrimSpace(w.when(*r.EndedAt)+" "+r.EndedBy))
+	}
+}
+
+// stepUpField says what the console asks of whoever approves.
+func stepUpField(w *tabular, d api.Duration) {
+	if d > 0 {
+		w.field("in the console", "approved by who signed in at most "+d.String()+" before")
 	}
 }
 

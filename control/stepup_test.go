@@ -1,0 +1,41 @@
+package control
+
+import (
+	"testing"
+	"time"
+
+	"github.com/hallpass/hallpass/approval/api"
+)
+
+// TestStepUp: what the policy asks of a console is told as long as it is to be decided.
+func TestStepUp(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, nil)
+	ctx := t.Context()
+	c.setPolicy(t, `version: 3
+rules:
+  - name: accounts
+    service: payments
+    requesters: [group:engineers]
+    permissions: ["GET,HEAD /accounts/**"]
+    require: [{group: payments-owners, approvals: 1}]
+    max_duration: 1h
+    step_up: 5m
+`)
+	want := api.Duration(5 * time.Minute)
+	in := api.RequestInput{Service: "payments", Permissions: []string{"GET /accounts/**"}, Duration: api.Duration(time.Hour), Reason: "ticket"}
+	alice := c.as("user/alice")
+	dry, err := alice.DryRun(ctx, in)
+	must(t, err)
+	r, err := alice.CreateRequest(ctx, in)
+	must(t, err)
+	if dry.StepUp != want || r.StepUp != want {
+		t.Errorf("told %s and %s", dry.StepUp, r.StepUp)
+	}
+	r, err = c.as("user/bob").DecideRequest(ctx, r.ID, api.DecisionInput{Decision: "approve", Hash: r.Hash})
+	must(t, err)
+	if r.State != api.RequestApproved || r.StepUp != 0 {
+		t.Errorf("%s, %s", r.State, r.StepUp)
+	}
+	c.check()
+}
