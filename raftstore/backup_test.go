@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"flag"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -189,6 +191,38 @@ func TestForgedStateInABackup(t *testing.T) {
 	}
 }
 
+// keptBackup is one that was written when its format was made: 20 keys, 300 records.
+const keptBackup = "testdata/backup-format-1"
+
+var update = flag.Bool("update", false, "write testdata/backup-format-1 anew, for a format that nobody has written yet")
+
+// TestKeptBackup: what an earlier release has written can be read, and restored from.
+func TestKeptBackup(t *testing.T) {
+	c := newCluster(t, nil)
+	if *update {
+		for i := range 20 {
+			c.propose("set key%d %d", i, i)
+		}
+		c.note(0, 300)
+		_, file := c.backup(true)
+		if err := os.WriteFile(keptBackup, file, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file, err := os.ReadFile(keptBackup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, err := CheckBackup(bytes.NewReader(file), kvCheck())
+	if err != nil || head.Records < 300 || !head.WithRecords || len(head.Members) != 3 {
+		t.Fatalf("%+v, %v", head, err)
+	}
+	c.wipe("n1")
+	if _, err := Restore(c.restoreConfig("n1", LogBolt), bytes.NewReader(file)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A backup of a later format is refused by its number, and not taken for what this one would mean.
 func TestBackupOfALaterFormat(t *testing.T) {
 	c := newCluster(t, nil)
@@ -205,7 +239,7 @@ func TestBackupOfALaterFormat(t *testing.T) {
 }
 
 // reframe writes a backup again with what change makes of each frame.
-func reframe(t *testing.T, file []byte, change func(kind byte, payload []byte) []byte) []byte {
+func reframe(t testing.TB, file []byte, change func(kind byte, payload []byte) []byte) []byte {
 	t.Helper()
 	in := newBackupReader(bytes.NewReader(file))
 	if err := in.read(make([]byte, len(backupMagic))); err != nil {

@@ -152,8 +152,8 @@ func (b *blockReader) pairs(fn func(k, v []byte) error) error {
 		if shared > uint64(len(b.key)) || own > uint64(len(rest)) {
 			return fmt.Errorf("%w: a key goes beyond its block", ErrDamagedSnapshot)
 		}
-		if b.any && (own == 0 || shared < uint64(len(b.key)) && rest[0] <= b.key[shared]) {
-			return fmt.Errorf("%w: its keys are not in order", ErrDamagedSnapshot)
+		if own == 0 || b.any && shared < uint64(len(b.key)) && rest[0] <= b.key[shared] {
+			return fmt.Errorf("%w: its keys are empty, or not in order", ErrDamagedSnapshot)
 		}
 		b.key, b.any = append(b.key[:shared], rest[:own]...), true
 		rest = rest[own:]
