@@ -72,7 +72,7 @@ fmt: .bin/golangci-lint ## gofumpt over every file
 	@touch .bin/golangci-lint .bin/gofumpt
 
 fuzz: ## each fuzz target for FUZZTIME (default 20s), or ONLY=pattern
-	@FUZZTIME=$(FUZZTIME) ONLY=$(ONLY) scripts/fuzz.sh
+	@FUZZTIME='$(FUZZTIME)' ONLY='$(ONLY)' scripts/fuzz.sh
 
 fuzz-planted: ## plant a bug for each fuzz target, which must find it within a minute (ONLY=FuzzX one of them)
 	@$(GO) run ./internal/mutants -fuzz -target '$(ONLY)'

@@ -1,28 +1,31 @@
 #!/bin/bash
-# Runs every fuzz target of the module for FUZZTIME each, or those whose name ONLY is a pattern of. Inputs are made
-# smaller in a few steps at the most: by default a minute goes into each that reaches new code. A crasher stays in the package's
-# testdata/fuzz, where `go test` replays it from then on.
+# Runs every fuzz target of the module for FUZZTIME each, or those whose name ONLY is a pattern of; as many at a time as there
+# are cores, with one worker each. Inputs are made smaller in a few steps at the most: by default a minute goes into each that
+# reaches new code. A crasher stays in the package's testdata/fuzz, where `go test` replays it from then on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-FUZZTIME=${FUZZTIME:-20s}
+export FUZZTIME=${FUZZTIME:-20s}
 # When FUZZTIME ends while a worker is being asked, go test now and then calls that a failure, with
 # these words and no input to show for it. That target runs again; a crasher never does.
 run() {
   local out tries
   out=$(mktemp)
+  trap 'rm -f "$out"' RETURN
   for tries in 1 2 3; do
-    if go test -run '^$' -fuzz "^$1\$" -fuzztime "$FUZZTIME" -fuzzminimizetime 10x "$2" 2>&1 | tee "$out"; then rm -f "$out"; return 0; fi
+    if go test -run '^$' -fuzz "^$2\$" -parallel 1 -fuzztime "$FUZZTIME" -fuzzminimizetime 10x "$1" >"$out" 2>&1; then
+      echo "fuzz $1 $2 $FUZZTIME: $(grep -o 'execs: [0-9]*' "$out" | tail -1)"
+      return 0
+    fi
     grep -q '^    context deadline exceeded$' "$out" && ! grep -q 'Failing input' "$out" || break
   done
-  rm -f "$out"; return 1
+  echo "fuzz $1 $2: not clean"
+  cat "$out"
+  return 1
 }
-count=0
-targets=$(go run ./internal/mutants -list)
-while read -r dir name; do
-  [[ -z ${ONLY:-} || $name =~ $ONLY ]] || continue
-  echo "fuzz $dir $name $FUZZTIME"
-  run "$name" "$dir"
-  count=$((count + 1))
-done <<<"$targets"
-[ "$count" -gt 0 ] || { echo "fuzz: no target found" >&2; exit 1; }
-echo "fuzz: $count targets, no crasher"
+export -f run
+targets=$(go run ./internal/mutants -list | while read -r dir name; do
+  if [[ -z ${ONLY:-} || $name =~ $ONLY ]]; then echo "$dir $name"; fi
+done)
+[ -n "$targets" ] || { echo "fuzz: no target found" >&2; exit 1; }
+xargs -P "$(nproc)" -L 1 bash -c 'run "$@"' run <<<"$targets" || { echo "fuzz: a target is not clean" >&2; exit 1; }
+echo "fuzz: $(wc -l <<<"$targets") targets, no crasher"
