@@ -24,6 +24,7 @@ type askBody struct {
 	// FromLink is set where whoever made the link has filled the form in.
 	FromLink bool
 	Offers   api.ServiceList // of the catalogue, as found
+	Silent   bool            // the cluster did not say what is offered
 	Choices  []choice        // the bundles of Service
 	Alert    *trouble
 	Tried    *tried
@@ -90,8 +91,10 @@ func named(names []string) []string {
 // cluster does not say, so that what was typed is never lost.
 func (v visit) askView(b askBody) view {
 	offered := map[string]bool{}
+	var failed, unfound error
 	if b.Service != "" {
-		list, _ := v.api.Services(v.Context(), api.ServiceFilter{Name: b.Service})
+		var list api.ServiceList
+		list, failed = v.api.Services(v.Context(), api.ServiceFilter{Name: b.Service})
 		for _, s := range list.Services {
 			for _, bundle := range s.Bundles {
 				offered[bundle.Name] = true
@@ -101,12 +104,13 @@ func (v visit) askView(b askBody) view {
 	}
 	for _, name := range b.Bundles {
 		if !offered[name] {
-			b.Choices = append(b.Choices, choice{ServiceBundle: api.ServiceBundle{Name: name}, Chosen: true, Gone: true})
+			b.Choices = append(b.Choices, choice{ServiceBundle: api.ServiceBundle{Name: name}, Chosen: true, Gone: failed == nil})
 		}
 	}
-	b.Offers, _ = v.api.Services(v.Context(), api.ServiceFilter{
+	b.Offers, unfound = v.api.Services(v.Context(), api.ServiceFilter{
 		Query: b.Find, Page: api.Page{Limit: offersPage, Cursor: clip(v.URL.Query().Get("cursor"), 63)},
 	})
+	b.Silent = failed != nil || unfound != nil
 	return view{page: "ask", title: "Ask", body: b}
 }
 

@@ -1,6 +1,7 @@
 package console_test
 
 import (
+	"context"
 	"net/http"
 	"net/url"
 	"slices"
@@ -170,4 +171,24 @@ func TestAskByTheCatalogue(t *testing.T) {
 	wants(t, who.get("/ask?service=payments&bundle=read&bundle=gone"), http.StatusOK, "A link has filled this in", `value="read" checked>`, `value="gone" checked>`, "It is not offered to you at this service.")
 	b.err = api.NewProblem(api.CodeUnavailable, "no leader", "")
 	wants(t, who.get("/ask?service=payments&allow=GET+/a"), http.StatusOK, `value="payments"`, "GET /a</textarea>")
+}
+
+// silent is a cluster whose catalogue does not answer.
+type silent struct{ *fakeAPI }
+
+func (silent) Services(context.Context, api.ServiceFilter, ...api.CallOption) (api.ServiceList, error) {
+	return api.ServiceList{}, api.NewProblem(api.CodeUnavailable, "no leader", "")
+}
+
+// TestAskOfASilentCatalogue: that nothing is known of what is offered is not said as if nothing were.
+func TestAskOfASilentCatalogue(t *testing.T) {
+	f := newFakeAPI()
+	b := bedOver(t, f, silent{f})
+	got := b.signIn(t).get("/ask?service=payments&bundle=read-accounts")
+	wants(t, got, http.StatusOK, "does not say now what you may ask for", `value="read-accounts" checked`)
+	for _, lie := range []string{"not offered to you", "No rule lets you", "Nothing that you may ask for"} {
+		if strings.Contains(got.body, lie) {
+			t.Errorf("it says %q", lie)
+		}
+	}
 }

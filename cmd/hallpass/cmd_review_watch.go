@@ -128,6 +128,18 @@ func (w *reviewWatch) mayDecide(r api.Request) bool {
 	return slices.ContainsFunc(r.Require, func(q api.Requirement) bool { return slices.Contains(w.me.Groups, q.Group) })
 }
 
+// howLong says for how long a request is, and what else it would give besides.
+func howLong(r api.Request) string {
+	s := r.Duration.String()
+	if r.Extends != nil {
+		s += " more"
+	}
+	if r.Delegation != nil {
+		s += ", delegable"
+	}
+	return s
+}
+
 func (w *reviewWatch) tell(e reviewEvent) error {
 	var out []byte
 	var err error
@@ -143,7 +155,7 @@ func (w *reviewWatch) tell(e reviewEvent) error {
 	default:
 		r := e.Request
 		out = fmt.Appendf(nil, "%-9s %s  %s → %s  %s  for %s: %s\n", e.Event, r.ID,
-			safeLine(r.Subject), r.Service, safeLine(strings.Join(r.Permissions, "; ")), r.Duration, safeLine(r.Reason))
+			safeLine(r.Subject), r.Service, safeLine(strings.Join(r.Permissions, "; ")), howLong(r), safeLine(r.Reason))
 	}
 	if err != nil {
 		return err

@@ -89,3 +89,13 @@ func TestRequestReturn(t *testing.T) {
 		t.Error("another's grant is returned without a reason")
 	}
 }
+
+func TestHowLong(t *testing.T) {
+	more := request(func(r *api.Request) { r.Extends = &api.Extends{} })
+	handed := request(func(r *api.Request) { r.Delegation = &api.Delegation{} })
+	for want, r := range map[string]api.Request{"30m": request(nil), "30m more": more, "30m, delegable": handed} {
+		if got := howLong(r); got != want {
+			t.Errorf("%q, not %q", got, want)
+		}
+	}
+}
