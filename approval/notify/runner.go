@@ -63,7 +63,8 @@ type runner struct {
 	open    map[uint64]*pending // by entry
 	order   []uint64            // the keys of open, ascending
 	busy    int
-	paused  string // why the receiver wants no more, until it is settled
+	paused  string    // why the receiver wants no more, until it is settled
+	quiet   time.Time // until when the receiver asked to be left alone
 	settled time.Time
 	results chan result
 	group   sync.WaitGroup
@@ -262,6 +263,9 @@ func (r *runner) take(ctx context.Context) error {
 // it; everything else does not.
 func (r *runner) launch(ctx context.Context) {
 	now, before := r.n.cfg.Now(), map[string]bool{}
+	if now.Before(r.quiet) {
+		return
+	}
 	for _, at := range r.order {
 		p := r.open[at]
 		if p.outcome != "" {
@@ -304,6 +308,9 @@ func (r *runner) took(ctx context.Context, done result) {
 	now := r.n.cfg.Now()
 	p.tries, p.cause, p.Again = p.tries+1, f.Cause, true
 	p.next = now.Add(max(p.pauses.NextBackOff(), f.After))
+	if end := now.Add(f.After); f.After > 0 && end.After(r.quiet) {
+		r.quiet = end // it is the receiver that is busy, not this delivery: the others would be turned away, too
+	}
 	if f.Gone {
 		r.paused = f.Cause
 	}
@@ -405,6 +412,9 @@ func (r *runner) wait(ctx context.Context, mark uint64) error {
 func (r *runner) idle() time.Duration {
 	d := reportEvery
 	now := r.n.cfg.Now()
+	if wait := r.quiet.Sub(now); wait > 0 {
+		d = min(d, wait)
+	}
 	for _, at := range r.order {
 		p := r.open[at]
 		switch {

@@ -64,9 +64,8 @@ func TestEachEventOnce(t *testing.T) {
 func TestOrderOfARequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, c := newFakeLog(), &fakeChannel{}
-		var first uint64
 		c.answer = func(_ context.Context, d Delivery, try int) error {
-			if d.Index == first && try < 5 {
+			if d.Object == "r1" && d.Kind == approval.KindCreateRequest && try < 5 {
 				return errors.New("no route")
 			}
 			return nil
@@ -74,7 +73,7 @@ func TestOrderOfARequest(t *testing.T) {
 		stop, _ := lead(t, log, c, time.Hour)
 		defer stop()
 		later(time.Second)
-		first = log.add(approval.KindCreateRequest, "r1")
+		first := log.add(approval.KindCreateRequest, "r1")
 		second := log.add(approval.KindDecideRequest, "r1")
 		others := []uint64{log.add(approval.KindCreateRequest, "r2"), log.add(approval.KindCreateRequest, "r3"), log.add(approval.KindDecideRequest, "r2")}
 		later(700 * time.Millisecond) // less than any retry waits twice
@@ -98,13 +97,40 @@ func TestOrderOfARequest(t *testing.T) {
 	})
 }
 
+// TestABusyReceiverIsLeftAlone: what a receiver answers with Retry-After is of it, and not of the
+// delivery that it turned away: no other is tried meanwhile, and nothing is lost.
+func TestABusyReceiverIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, c := newFakeLog(), &fakeChannel{}
+		c.answer = func(_ context.Context, d Delivery, try int) error {
+			if d.Object == "r1" && try == 1 {
+				return &Failure{Cause: "answered 429 Too Many Requests", After: 30 * time.Second}
+			}
+			return nil
+		}
+		stop, _ := lead(t, log, c, time.Hour)
+		defer stop()
+		later(time.Second)
+		first := log.add(approval.KindCreateRequest, "r1")
+		later(time.Second)
+		second := log.add(approval.KindCreateRequest, "r2")
+		later(25 * time.Second)
+		if got := c.sent(); !slices.Equal(got, []uint64{first}) {
+			t.Errorf("tried %d of a receiver that asked for quiet", got)
+		}
+		later(20 * time.Second)
+		if got := c.sent(); !slices.Equal(slices.Sorted(slices.Values(got)), []uint64{first, first, second}) {
+			t.Errorf("sent %d afterwards", got)
+		}
+	})
+}
+
 // TestATickIsInOrderWithAllThatItEnds: one entry that ends many requests waits for each.
 func TestATickIsInOrderWithAllThatItEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, c := newFakeLog(), &fakeChannel{}
-		var slow uint64
 		c.answer = func(_ context.Context, d Delivery, try int) error {
-			if d.Index == slow && try == 1 {
+			if d.Object == "r2" && try == 1 {
 				return errors.New("no route")
 			}
 			return nil
@@ -113,7 +139,7 @@ func TestATickIsInOrderWithAllThatItEnds(t *testing.T) {
 		defer stop()
 		later(time.Second)
 		log.add(approval.KindCreateRequest, "r1")
-		slow = log.add(approval.KindCreateRequest, "r2")
+		slow := log.add(approval.KindCreateRequest, "r2")
 		log.mu.Lock()
 		tick := log.append(approval.KindTick, "", `{"requests":["r1","r2"]}`)
 		room := log.append(approval.KindTick, "", `{"pruned":4}`)
