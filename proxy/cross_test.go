@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
 )
 
 // TestCrossingFramings: every way in which the upstream's answer may end arrives
@@ -86,6 +88,9 @@ func TestCrossingBodies(t *testing.T) {
 			if err != nil {
 				return
 			}
+			if req.RequestURI == "/reset" {
+				got <- "a head"
+			}
 			body, err := io.ReadAll(req.Body)
 			if err != nil {
 				got <- "broken off: " + req.RequestURI
@@ -126,7 +131,7 @@ func TestCrossingBodies(t *testing.T) {
 	// Half a body never looks whole, be it the client or its own word that breaks it off.
 	s.send(9, h2fields("POST", "/reset"), false)
 	s.must(s.fr.WriteData(9, false, []byte("half")))
-	time.Sleep(20 * time.Millisecond) // it may be on its way
+	next("a head") // one that is reset before it has gone out goes nowhere
 	s.must(s.fr.WriteRSTStream(9, 8))
 	next("broken off: /reset")
 	s.send(11, h2fields("POST", "/short", [2]string{"content-length", "9"}), false)
@@ -146,6 +151,38 @@ func TestCrossingBroken(t *testing.T) {
 				t.Errorf("it looks whole: %d %q", a.status, a.body)
 			}
 			e.record("it", func(r logLine) bool { return r.Path == "/a" && r.Reason == reasonUpstreamBroke })
+		})
+	}
+}
+
+// TestCrossingUnread: an upstream that breaks off before it has all of a body is to blame, not the
+// client, which is told so: it would take a reset stream for one that it may open again.
+func TestCrossingUnread(t *testing.T) {
+	for name, tt := range map[string]struct {
+		upstream string
+		length   [][2]string
+	}{
+		"a length":     {rawUpstream(t, func(_ int, _ net.Conn, r *bufio.Reader) { _, _ = http.ReadRequest(r) }), [][2]string{{"content-length", "4"}}},
+		"chunks":       {rawUpstream(t, func(_ int, _ net.Conn, r *bufio.Reader) { _, _ = http.ReadRequest(r) }), nil},
+		"HTTP/2 there": {h2cServer(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := start(t, options{upstream: tt.upstream})
+			s := e.h2session(e.pki.grant(time.Hour, "* /**"))
+			defer func() { _ = s.conn.Close() }()
+			s.send(1, h2fields("POST", "/a", tt.length...), false)
+			s.must(s.fr.WriteData(1, false, []byte("da")))
+			s.next("answer", func(f http2.Frame) bool {
+				h, ok := f.(*http2.MetaHeadersFrame)
+				if reset, is := f.(*http2.RSTStreamFrame); is {
+					t.Fatalf("%v", reset)
+				}
+				if ok && h.PseudoValue("status") != "502" {
+					t.Errorf("status %s", h.PseudoValue("status"))
+				}
+				return ok
+			})
+			e.record("it", func(r logLine) bool { return r.Path == "/a" && r.Status == 502 && r.Reason == reasonUpstream })
 		})
 	}
 }

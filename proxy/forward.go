@@ -52,6 +52,7 @@ type requestBody struct {
 	failed atomic.Bool   // reading from the client failed
 	ended  atomic.Bool   // all of it was read
 	broken atomic.Bool   // for its framing, not for the client's leaving
+	closed atomic.Bool   // by us, who need no more of it
 	from   *http.Request // its Trailer is filled in when Read has returned io.EOF
 	to     http.Header
 }
@@ -69,12 +70,20 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	case errors.Is(err, io.EOF):
 		b.trailers()
 		b.ended.Store(true)
+	case b.closed.Load():
+		// The client has not failed: an upstream that broke off before all was sent is to be told of.
 	default:
 		var gone net.Error
 		b.broken.Store(!errors.As(err, &gone) && !errors.Is(err, io.ErrUnexpectedEOF))
 		b.failed.Store(true)
 	}
 	return n, err
+}
+
+// Close ends who reads. What fails from then on is not the client's doing.
+func (b *requestBody) Close() error {
+	b.closed.Store(true)
+	return b.ReadCloser.Close()
 }
 
 // trailers copies the trailers that were announced and that are the client's to
