@@ -318,9 +318,13 @@ func pipe(to io.Writer, from io.Reader, n *atomic.Int64) error {
 	m, err := io.Copy(to, from)
 	n.Add(m)
 	switch {
-	case err != nil && !errors.Is(err, net.ErrClosed):
+	case errors.Is(err, net.ErrClosed):
+		// The other direction, or the end of all, has broken off what this one copies, or is about to: an end that
+		// is handed on meanwhile would make half an upload look like a whole one.
+		return nil
+	case err != nil:
 		return err
-	case err == nil && truncated(from):
+	case truncated(from):
 		return errTruncated
 	}
 	if hc, ok := to.(halfCloser); ok {

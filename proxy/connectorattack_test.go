@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 )
@@ -270,6 +272,41 @@ func (h *hiccup) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	return h.Listener.Accept()
+}
+
+// halfOpen notes whether its other half was closed.
+type halfOpen struct {
+	bytes.Buffer
+	over bool
+}
+
+func (h *halfOpen) CloseWrite() error {
+	h.over = true
+	return nil
+}
+
+// TestConnectorHandsOnNoEnd: what nobody has said is not handed on as an end, be it that a carrier was cut and
+// closed under a stream, or that one direction was closed since the other has broken off.
+func TestConnectorHandsOnNoEnd(t *testing.T) {
+	closed := &net.OpError{Op: "write", Net: "tcp", Err: net.ErrClosed}
+	for name, tt := range map[string]struct {
+		from io.Reader
+		want error
+	}{
+		"between pieces":   {&pieces{from: io.MultiReader(strings.NewReader("\x00\x04half"), iotest.ErrReader(closed))}, errTruncated},
+		"within a piece":   {&pieces{from: io.MultiReader(strings.NewReader("\x00\x05half"), iotest.ErrReader(closed))}, errTruncated},
+		"a closed program": {io.MultiReader(strings.NewReader("half"), iotest.ErrReader(closed)), nil},
+	} {
+		var to halfOpen
+		var n atomic.Int64
+		if err := pipe(&to, tt.from, &n); !errors.Is(err, tt.want) || to.over || to.String() != "half" || n.Load() != 4 {
+			t.Errorf("%s: %q, ended %t, %v", name, to.String(), to.over, err)
+		}
+	}
+	var to halfOpen
+	if err := pipe(&to, &pieces{from: strings.NewReader("\x00\x05whole\x00\x00")}, new(atomic.Int64)); err != nil || !to.over || to.String() != "whole" {
+		t.Errorf("what was said: %q, ended %t, %v", to.String(), to.over, err)
+	}
 }
 
 // TestConnectorAccepts: being out of file descriptors for a moment ends nothing.

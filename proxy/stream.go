@@ -236,9 +236,10 @@ func (r *pieces) Read(p []byte) (int, error) {
 	return 0, brokeOff(err)
 }
 
-// brokeOff is the error of a stream whose end nobody said.
+// brokeOff is the error of a stream whose end nobody said. HTTP/2 has it end as the last write did, on a carrier
+// that was cut and that it has closed since: that is not our own closing, and no good end.
 func brokeOff(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) {
 		return errTruncated
 	}
 	return err
