@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/hallpass/hallpass/approval/api"
+	"github.com/hallpass/hallpass/raftstore"
 )
 
 // raw is an HTTP client of the given path that does nothing by itself.
@@ -256,12 +257,14 @@ func (c *cluster) checkHeadersBetweenNodes(t *testing.T, n *running) {
 // TestEndOfTheCertificate: a connection does not outlive the identity that
 // opened it, nor does a stream or a blocking read on it.
 func TestEndOfTheCertificate(t *testing.T) {
-	c := newCluster(t, nil)
+	c := newCluster(t, func(cfg *Config) { // another leader would end the blocking reads, too: none comes of a busy machine
+		cfg.Timing = raftstore.Timing{Heartbeat: 2 * time.Second, Election: 2 * time.Second, Lease: 2 * time.Second}
+	})
 	r, err := c.as("user/alice").CreateRequest(t.Context(), readAccounts())
 	must(t, err)
 	leader, follower := c.leader(), c.follower()
 	blocking := "/v1/requests/" + r.ID + "?wait=60s&index=999999"
-	cert := c.identity(t, "spiffe://acme.test/user/alice", 4*time.Second)
+	cert := c.identity(t, "spiffe://acme.test/user/alice", 8*time.Second)
 	var all sync.WaitGroup
 	open := func(name, protocol, target string, node *running) (*http.Transport, *http.Request) {
 		tr := &http.Transport{ForceAttemptHTTP2: protocol == "h2", TLSClientConfig: &tls.Config{

@@ -272,7 +272,7 @@ func (c *cluster) config(id string) Config {
 		Node: node, Manifest: c.manifest, DataDir: filepath.Join(c.dir, "data", id),
 		API: ls[0], Raft: ls[1], Admin: listen(c.t),
 		Logger: slog.New(slog.NewTextHandler(c.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Timing: raftstore.Timing{Heartbeat: 600 * time.Millisecond, Election: 600 * time.Millisecond, Lease: 300 * time.Millisecond},
+		Timing: raftstore.Timing{Heartbeat: 600 * time.Millisecond, Election: 600 * time.Millisecond, Lease: 600 * time.Millisecond},
 		Limits: Limits{Tick: 100 * time.Millisecond, Heartbeat: 200 * time.Millisecond},
 	}
 	if c.cfg != nil {
