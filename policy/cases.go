@@ -35,6 +35,7 @@ type expectation struct {
 	maxDuration    time.Duration // 0: any
 	certificateTTL time.Duration // 0: any
 	stepUp         time.Duration // 0: any
+	channels       []string      // nil: any
 	rules          []string      // nil: any
 
 	breakGlass bool     // the glass is broken; require says what is done without
@@ -70,6 +71,9 @@ func (t Test) Failed(out Outcome) string {
 		return fmt.Sprintf("certificate_ttl is %s, not %s", span(out.CertificateTTL), span(w.certificateTTL))
 	case w.stepUp != 0 && out.StepUp != w.stepUp:
 		return fmt.Sprintf("step_up is %s, not %s", span(out.StepUp), span(w.stepUp))
+	}
+	if w.channels != nil && !slices.Equal(w.channels, out.Channels) {
+		return fmt.Sprintf("channels are %s, not %s", list(out.Channels), list(w.channels))
 	}
 	if w.rules != nil && !slices.Equal(w.rules, slices.Sorted(slices.Values(out.Rules))) {
 		return fmt.Sprintf("the rules that apply are %s, not %s", list(out.Rules), list(w.rules))
@@ -217,7 +221,7 @@ func (r *reader) scope(n *yaml.Node, f map[string]*yaml.Node) grant.Scope {
 }
 
 func (r *reader) expectation(n *yaml.Node) expectation {
-	f := r.fields(n, "expect", r.keys([]string{"deny", "auto", "require", "max_duration", "certificate_ttl", "rules"}, nil, "break_glass", "review", "step_up")...)
+	f := r.fields(n, "expect", r.keys([]string{"deny", "auto", "require", "max_duration", "certificate_ttl", "rules"}, nil, "break_glass", "review", "step_up", "channels")...)
 	if f == nil {
 		return expectation{}
 	}
@@ -250,6 +254,16 @@ func (r *reader) expectation(n *yaml.Node) expectation {
 			r.fail(v, "%s of what is denied: leave it out", key)
 		default:
 			*to = r.duration(v, key, MinDuration, MaxDuration)
+		}
+	}
+	if v := f["channels"]; v != nil {
+		switch {
+		case f["deny"] != nil:
+			r.fail(v, "channels of what is denied: leave it out")
+		case v.Kind == yaml.SequenceNode && len(v.Content) == 0:
+			w.channels = []string{} // certificates alone
+		default:
+			w.channels = r.channelNames(r.items(v, "channels", "[slack]"))
 		}
 	}
 	if v := f["rules"]; v != nil {

@@ -107,7 +107,7 @@ func strictest(applying []rule, asked time.Duration, out Outcome) Outcome {
 	for _, group := range slices.Sorted(maps.Keys(need)) {
 		out.Require = append(out.Require, Requirement{Group: group, Approvals: need[group]})
 	}
-	out.MaxDuration, out.StepUp = shortest.maxDuration, stepUp(applying)
+	out.MaxDuration, out.StepUp, out.Channels = shortest.maxDuration, stepUp(applying), channels(applying)
 	out.Allowed = len(applying) > 0 && (out.Auto || len(out.Require) > 0)
 	return out
 }

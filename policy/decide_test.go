@@ -157,6 +157,9 @@ func describe(o policy.Outcome) string {
 	if o.StepUp != 0 {
 		step = "step up " + short(o.StepUp) + "; "
 	}
+	if len(o.Channels) > 0 {
+		step += "also by " + strings.Join(o.Channels, ",") + "; "
+	}
 	return fmt.Sprintf("%s; max %s; ttl %s; %srules %s", by, short(o.MaxDuration), short(o.CertificateTTL), step, strings.Join(o.Rules, ","))
 }
 

@@ -28,7 +28,7 @@ func Parse(text []byte) (*Policy, error) {
 
 func (r *reader) policy(top *yaml.Node, p *Policy) {
 	r.version = versionOf(top)
-	f := r.fields(top, "the policy", r.keys([]string{"version", "rules"}, []string{"services", "tests"})...)
+	f := r.fields(top, "the policy", r.keys([]string{"version", "rules"}, []string{"services", "tests"}, "channels")...)
 	if f == nil {
 		return
 	}
@@ -40,6 +40,10 @@ func (r *reader) policy(top *yaml.Node, p *Policy) {
 	if n := f["services"]; n != nil {
 		p.services = r.services(n)
 		r.listed = p.services
+	}
+	if n := f["channels"]; n != nil {
+		p.slack = r.channels(n)
+		r.slack = p.slack
 	}
 	p.rules = r.rules(top, f["rules"])
 	if n := f["tests"]; n != nil {
@@ -116,7 +120,7 @@ func (r *reader) one(n *yaml.Node) rule {
 	f := r.fields(n, "a rule", r.keys([]string{
 		"name", "service", "requesters", "subjects", "permissions",
 		"require", "auto", "deny", "max_duration", "certificate_ttl",
-	}, []string{"match", "reason"}, "break_glass", "max_extended", "delegate", "step_up")...)
+	}, []string{"match", "reason"}, "break_glass", "max_extended", "delegate", "step_up", "channels")...)
 	if f == nil {
 		return rule{}
 	}
@@ -156,6 +160,9 @@ func (r *reader) one(n *yaml.Node) rule {
 	}
 	if v := f["step_up"]; v != nil {
 		q.stepUp = r.stepUp(v, f)
+	}
+	if v := f["channels"]; v != nil {
+		q.channels = r.ruleChannels(v, f)
 	}
 	return q
 }

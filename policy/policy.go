@@ -39,6 +39,7 @@ type Policy struct {
 	services map[string]service // version 2: those that there are; nil: not said
 	tests    []Test
 	version  int
+	slack    Slack // zero: nobody decides there
 }
 
 // service is what version 2 says of one, for conditions to look at, and version 3
@@ -108,6 +109,8 @@ type Outcome struct {
 	// StepUp is how long ago at most whoever approves in a browser must have signed
 	// in; 0: it does not matter.
 	StepUp time.Duration
+	// Channels are those by which it may be decided besides certificates.
+	Channels []string
 	// Delegation is there for an allowed request that asked for it.
 	Delegation *Delegation
 	// Reason says why the request is denied, and what would be right.
@@ -133,6 +136,7 @@ type rule struct {
 	delegate       *delegate     // nil: nothing may be delegated
 	maxExtended    time.Duration // of a grant with its extensions; 0: it has none
 	stepUp         time.Duration // 0: a browser may have signed in whenever it was
+	channels       []string      // nil: certificates alone
 }
 
 // Version is that of the policy's form: what its text says under version.

@@ -67,6 +67,7 @@ func (e *ParseError) Unwrap() error { return ErrPolicy }
 type reader struct {
 	version  int                // of the policy
 	listed   map[string]service // its services; nil: not said
+	slack    Slack              // its channel
 	rule     string
 	mistakes []Mistake
 }
@@ -205,7 +206,7 @@ func secondKeys() []string { return []string{"match", "reason", "services", "tes
 
 // thirdKeys are the keys that version 3 brought.
 func thirdKeys() []string {
-	return []string{"break_glass", "max_extended", "extended_to", "delegate", "delegable", "description", "owners", "bundles", "step_up"}
+	return []string{"break_glass", "max_extended", "extended_to", "delegate", "delegable", "description", "owners", "bundles", "step_up", "channels"}
 }
 
 // items returns the elements of a non-empty list, or nil.
