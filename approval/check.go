@@ -194,6 +194,11 @@ func (c *checker) directory() {
 		for _, id := range p.Owns {
 			c.mark(pairKey(prefixOwner, id, name))
 		}
+		if p.Slack != "" {
+			_, twice := c.want[string(key(prefixSlack, p.Slack))]
+			c.need(!twice, "Slack account %s is another's and %q's", p.Slack, name)
+			c.want[string(key(prefixSlack, p.Slack))] = []byte(name)
+		}
 	})
 	inOrder(c.groups, func(name string, g Group) {
 		c.need(g.Name == name, "group %q calls itself %q", name, g.Name)

@@ -153,7 +153,12 @@ func (c *checker) revisions(r Request) {
 // decisions checks that nobody decided twice, nor on their own request.
 func (c *checker) decisions(r Request) {
 	var persons []string
+	inSlack := 0
 	for _, d := range r.Decisions {
+		if d.Slack != "" && d.Verdict == Approve {
+			inSlack++
+		}
+		c.need(inSlack <= 1, "request %s: %d approvals in Slack", r.ID, inSlack)
 		c.need(!slices.Contains(persons, d.Person), "request %s: %s decided twice", r.ID, d.Person)
 		persons = append(persons, d.Person)
 		c.need(d.Person != "" && d.Person != r.RequesterPerson && d.Actor != r.Requester && d.Actor != r.Subject,

@@ -167,6 +167,7 @@ type DecideRequest struct {
 	DirectoryRevision uint64   `cbor:"8,keyasint"`
 	Answers           []Answer `cbor:"9,keyasint,omitempty"`  // about the request as it is; since version 3
 	Narrowed          []Answer `cbor:"10,keyasint,omitempty"` // about it as narrowed; since version 3
+	Slack             string   `cbor:"11,keyasint,omitempty"` // account whose button it was: the actor is the bridge; since version 4
 }
 
 // CancelRequest withdraws a pending request.

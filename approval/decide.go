@@ -9,6 +9,11 @@ func (t *turn) decideRequest(b DecideRequest) (Object, error) {
 	if err != nil {
 		return nil, err
 	}
+	if b.Slack != "" {
+		if err := t.inSlack(r, b); err != nil {
+			return nil, err
+		}
+	}
 	if err := t.checkVoter(r, b); err != nil {
 		return nil, err
 	}
@@ -17,7 +22,7 @@ func (t *turn) decideRequest(b DecideRequest) (Object, error) {
 		return nil, stale("the request has changed since: its hash is %s now, not %s", shortHash(r.Hash()), shortHash(b.Hash)).
 			then("look at the request again, then decide with its new hash")
 	}
-	d := requestDetails{Answers: answerTexts(slices.Concat(b.Answers, b.Narrowed)), Person: t.person, Decision: b.Verdict, Comment: b.Comment, Extends: r.extends(), Hash: b.Hash}
+	d := requestDetails{Answers: answerTexts(slices.Concat(b.Answers, b.Narrowed)), Person: t.person, Decision: b.Verdict, Comment: b.Comment, Extends: r.extends(), Hash: b.Hash, Slack: b.Slack, NoCertificate: b.Slack != ""}
 	if b.Verdict == Deny {
 		err = t.denyRequest(&r, b)
 	} else {
@@ -76,10 +81,13 @@ func (t *turn) approveRequest(r *Request, b DecideRequest, d *requestDetails) (*
 	if err := t.checkBlocked(r.Subject); err != nil {
 		return nil, err
 	}
-	if err := t.checkPinned(*r, b.Answers); err != nil {
+	if err := t.checkPinned(*r, b); err != nil {
 		return nil, err
 	}
 	for _, earlier := range r.Decisions {
+		if earlier.Slack != "" && b.Slack == "" {
+			continue // what is proven takes the place of what was not
+		}
 		if earlier.Person == t.person && stands(*r, earlier) {
 			return nil, conflict("%s has approved request %s already", t.person, r.ID).then("wait for others to decide")
 		}
@@ -109,7 +117,7 @@ func (t *turn) record(r *Request, b DecideRequest) {
 	r.Decisions = slices.DeleteFunc(slices.Clone(r.Decisions), func(d Decision) bool { return d.Person == t.person })
 	r.Decisions = append(r.Decisions, Decision{
 		Person: t.person, Actor: t.actor.String(), Verdict: b.Verdict,
-		Comment: b.Comment, Hash: r.Hash(), At: t.now,
+		Comment: b.Comment, Hash: r.Hash(), At: t.now, Slack: b.Slack,
 	})
 }
 

@@ -24,6 +24,9 @@ func (t *turn) setPerson(p Person) error {
 	for _, id := range p.Owns {
 		t.mark(pairKey(prefixOwner, id, p.Name))
 	}
+	if p.Slack != "" {
+		t.Put(key(prefixSlack, p.Slack), []byte(p.Name))
+	}
 	t.save(key(prefixPerson, p.Name), p)
 	return nil
 }
@@ -34,6 +37,9 @@ func (t *turn) dropPersonIndexes(p Person) {
 	}
 	for _, id := range p.Owns {
 		t.unmark(pairKey(prefixOwner, id, p.Name))
+	}
+	if p.Slack != "" {
+		t.unmark(key(prefixSlack, p.Slack))
 	}
 }
 
@@ -64,6 +70,9 @@ func (t *turn) checkPerson(p Person) error {
 		if slices.Contains(p.IDs, text) {
 			return invalid("person %q both is and owns %s", p.Name, text)
 		}
+	}
+	if err := t.checkSlack(p); err != nil {
+		return err
 	}
 	return checkDistinct("person "+p.Name, slices.Concat(p.IDs, p.Owns))
 }
@@ -194,6 +203,9 @@ func (t *turn) checkPolicy(yaml string) error {
 	if p.Version() > 2 && t.m.version() < 4 {
 		return invalid("the cluster does not read version %d of policies", p.Version()).
 			then("upgrade all nodes first, or write version: 2")
+	}
+	if err := t.checkBridge(p.Slack()); err != nil {
+		return err
 	}
 	for _, name := range p.Groups() {
 		if !t.has(key(prefixGroup, name)) {

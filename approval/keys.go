@@ -21,6 +21,7 @@ import (
 //	p/PERSON                 persons                       (Person)
 //	pi/SPIFFE-ID             → PERSON
 //	po/SUBJECT 0 PERSON      who owns a subject
+//	ps/ACCOUNT               of Slack → PERSON
 //	g/GROUP                  groups                        (Group)
 //	gm/PERSON 0 GROUP        whose member a person is
 //	b/SUBJECT                blocks                        (Block)
@@ -68,6 +69,7 @@ const (
 	prefixPerson       = "p/"
 	prefixPersonID     = "pi/"
 	prefixOwner        = "po/"
+	prefixSlack        = "ps/"
 	prefixGroup        = "g/"
 	prefixMember       = "gm/"
 	prefixBlock        = "b/"

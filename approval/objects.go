@@ -120,6 +120,7 @@ type Decision struct {
 	Comment string  `json:"comment,omitempty" cbor:"4,keyasint,omitempty"`
 	Hash    string  `json:"hash" cbor:"5,keyasint"` // of the content it holds for
 	At      Millis  `json:"at" cbor:"6,keyasint"`
+	Slack   string  `json:"slack,omitempty" cbor:"7,keyasint,omitempty"` // account whose button it was; "": the person's certificate was seen
 }
 
 // Request is an access request. Its current content is its last revision.

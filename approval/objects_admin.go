@@ -9,9 +9,10 @@ const MinAdmins = 3
 
 // Person is who is behind SPIFFE IDs, and who owns others.
 type Person struct {
-	Name string   `json:"name" cbor:"1,keyasint"`
-	IDs  []string `json:"ids" cbor:"2,keyasint"`
-	Owns []string `json:"owns" cbor:"3,keyasint"` // subjects that act for this person
+	Name  string   `json:"name" cbor:"1,keyasint"`
+	IDs   []string `json:"ids" cbor:"2,keyasint"`
+	Owns  []string `json:"owns" cbor:"3,keyasint"`                      // subjects that act for this person
+	Slack string   `json:"slack,omitempty" cbor:"4,keyasint,omitempty"` // account, TEAM/USER; since version 4
 }
 
 // Group is a set of persons.

@@ -134,8 +134,8 @@ func (r *Request) pinned(v Revision) {
 
 // checkPinned refuses to go on with a request that the policy in force would
 // treat differently from the one it was made under.
-func (t *turn) checkPinned(r Request, answers []Answer) error {
-	v := r.Current()
+func (t *turn) checkPinned(r Request, b DecideRequest) error {
+	v, answers := r.Current(), b.Answers
 	out, err := t.outcome(r, v, answers)
 	if err != nil {
 		return err
@@ -143,7 +143,7 @@ func (t *turn) checkPinned(r Request, answers []Answer) error {
 	d := delegationOf(out.Delegation)
 	if out.Allowed && d.within(r.Delegation) && r.Delegation.within(d) && out.Auto == v.Auto && slices.Equal(requirements(out), v.Requirements) &&
 		out.MaxDuration.Milliseconds() == v.MaxDurationMS && out.CertificateTTL.Milliseconds() == v.CertificateTTL {
-		return nil
+		return checkChannel(b, out.Channels)
 	}
 	if len(answers) > 0 {
 		return stale("the policy no longer says the same about request %s: it, its conditions (the hour, perhaps) or who is in which group has changed", r.ID).

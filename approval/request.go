@@ -32,6 +32,8 @@ type requestDetails struct {
 	Reason         string              `json:"reason,omitempty"`
 	Requirements   []requirementDetail `json:"requirements,omitempty"`
 	Rules          []string            `json:"rules,omitempty"`
+	NoCertificate  bool                `json:"no_certificate,omitempty"` // of the person who decided was seen: it came in from Slack
+	Slack          string              `json:"slack,omitempty"`          // account whose button it was
 	Service        string              `json:"service,omitempty"`
 	Start          Millis              `json:"start,omitempty"`
 	State          RequestState        `json:"state"`

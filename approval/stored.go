@@ -98,6 +98,7 @@ type storedDecision struct {
 	Comment  string `cbor:"4,keyasint,omitempty"`
 	Revision int    `cbor:"5,keyasint,omitempty"`
 	At       int64  `cbor:"6,keyasint"`
+	Slack    string `cbor:"7,keyasint,omitempty"` // since version 4
 }
 
 // storedGrant is what a grant says besides what the last revision of its request
@@ -257,7 +258,7 @@ func pack(r Request, g *Grant) (storedRequest, error) {
 			p.bad("a decision of %s: %q on %s", d.Person, d.Verdict, d.Hash)
 		}
 		s.Decisions = append(s.Decisions, storedDecision{
-			Person: p.name(d.Person), Actor: p.name(d.Actor), Deny: d.Verdict == Deny, Comment: d.Comment, Revision: on, At: p.since(d.At),
+			Person: p.name(d.Person), Actor: p.name(d.Actor), Deny: d.Verdict == Deny, Comment: d.Comment, Revision: on, At: p.since(d.At), Slack: d.Slack,
 		})
 	}
 	s.Bundles = r.Bundles

@@ -97,7 +97,7 @@ func (u *unpacker) request(id uid) Request {
 		}
 		r.Decisions = append(r.Decisions, Decision{
 			Person: u.name(d.Person), Actor: u.name(d.Actor), Verdict: verdict, Comment: d.Comment,
-			Hash: at(u, r.Revisions, d.Revision).Hash, At: u.when(d.At),
+			Hash: at(u, r.Revisions, d.Revision).Hash, At: u.when(d.At), Slack: d.Slack,
 		})
 	}
 	if u.Grant != nil && u.Ended == 0 {

@@ -76,6 +76,12 @@ func TestVersions(t *testing.T) {
 	reviewed := w.command("alice", CloseReview{Request: w.id(), Finding: "why"})
 	reviewed.V = 3
 	same("a review before version 4", reviewed, ErrInvalid)
+	slack := w.command("alice", DecideRequest{Request: w.id(), Hash: "x", Verdict: Approve, Slack: bobInSlack})
+	slack.V = 3
+	same("a decision in Slack before version 4", slack, ErrInvalid)
+	account := w.command("ada", ProposeChange{ID: w.id(), Edit: Edit{Kind: EditPersonSet, Person: &Person{Name: "bob", IDs: []string{spiffe("bob")}, Slack: bobInSlack}}, BaseRevision: 1})
+	account.V = 3
+	same("a Slack account before version 4", account, ErrInvalid)
 	settle := w.command("", SettleOutbox{Target: "chat", Position: 1})
 	settle.V = 3
 	same("a settlement in version 3", settle, ErrInvalid)

@@ -120,7 +120,7 @@ func (s State) Standing(r Request) (votes []Vote, counts []bool) {
 	)
 	counts = make([]bool, len(r.Decisions))
 	for i, d := range r.Decisions {
-		if seen[d.Person] || !stands(r, d) || !s.speaksFor(d) || eligible(stakes, d.Person) != nil {
+		if seen[d.Person] || !stands(r, d) || !s.speaksFor(d) || !s.stillInSlack(r, d) || eligible(stakes, d.Person) != nil {
 			continue
 		}
 		in := s.groupsFor(r.Current().Requirements, d.Person)
@@ -151,5 +151,9 @@ func (s State) count(r Request) ([]Vote, bool) {
 // speaksFor says whether a decision's ID still is its person's.
 func (s State) speaksFor(d Decision) bool {
 	id, err := spiffeid.FromString(d.Actor)
+	if err == nil && d.Slack != "" {
+		p, err := s.SlackVoter(id, d.Slack)
+		return err == nil && p.Name == d.Person
+	}
 	return err == nil && s.personOf(id) == d.Person
 }

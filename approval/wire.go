@@ -3,6 +3,7 @@ package approval
 import (
 	"bytes"
 	"fmt"
+	"slices"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -140,8 +141,19 @@ func needs(body Body) int {
 			return 3
 		}
 	case DecideRequest:
+		if b.Slack != "" {
+			return 4
+		}
 		if len(b.Answers)+len(b.Narrowed) > 0 {
 			return 3
+		}
+	case Bootstrap:
+		if slices.ContainsFunc(b.Persons, func(p Person) bool { return p.Slack != "" }) {
+			return 4
+		}
+	case ProposeChange:
+		if p := b.Edit.Person; p != nil && p.Slack != "" {
+			return 4
 		}
 	}
 	return 1

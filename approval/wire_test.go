@@ -22,6 +22,8 @@ func oneOfEach() []Command {
 	const id = "019ca8a0-3e80-7000-8000-00000000000"
 	hash := strings.Repeat("ab", 32)
 	person := Person{Name: "bob", IDs: []string{"spiffe://acme.test/user/bob"}, Owns: []string{"spiffe://acme.test/agent/x"}}
+	inSlack := person
+	inSlack.Slack = "T024BE7LH/U024BE7LH"
 	group := Group{Name: "security", Members: []string{"bob", "carol"}}
 	bodies := []Body{
 		Bootstrap{
@@ -117,6 +119,8 @@ func oneOfEach() []Command {
 			ID: id + "1", Subject: "spiffe://acme.test/user/bob", Service: "payments", Permissions: []string{"GET /accounts/**"},
 			Reason: "why", Duration: 600000, PolicyRevision: 3, DirectoryRevision: 4, Bundles: []string{"look", "read"},
 		},
+		DecideRequest{Request: id + "1", Hash: hash, Verdict: Approve, Permissions: []string{}, PolicyRevision: 3, DirectoryRevision: 4, Slack: "T024BE7LH/U024BE7LH"},
+		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditPersonSet, Person: &inSlack}, BaseRevision: 4},
 	}
 	commands := make([]Command, len(bodies))
 	for i, b := range bodies {
