@@ -98,7 +98,7 @@ func wireDecisions(in []approval.Decision) []api.Decision {
 	return mapped(in, func(d approval.Decision) api.Decision {
 		return api.Decision{
 			Decision: string(d.Verdict), Person: d.Person, Identity: d.Actor,
-			Comment: d.Comment, Hash: d.Hash, At: d.At.Time(),
+			Comment: d.Comment, Hash: d.Hash, At: d.At.Time(), Slack: d.Slack,
 		}
 	})
 }
@@ -156,7 +156,7 @@ func wireEdit(e approval.Edit) api.ChangeSpec {
 		out.Name, out.Members = e.Group.Name, e.Group.Members
 	}
 	if e.Person != nil {
-		out.Name, out.IDs, out.Owns = e.Person.Name, e.Person.IDs, e.Person.Owns
+		out.Name, out.IDs, out.Owns, out.Slack = e.Person.Name, e.Person.IDs, e.Person.Owns, e.Person.Slack
 	}
 	return out
 }
@@ -173,8 +173,8 @@ func editOf(in api.ChangeSpec) (approval.Edit, error) {
 		e.Group = &approval.Group{Name: in.Name, Members: list(in.Members)}
 		back.Name, back.Members = in.Name, in.Members
 	case approval.EditPersonSet:
-		e.Person = &approval.Person{Name: in.Name, IDs: list(in.IDs), Owns: list(in.Owns)}
-		back.Name, back.IDs, back.Owns = in.Name, in.IDs, in.Owns
+		e.Person = &approval.Person{Name: in.Name, IDs: list(in.IDs), Owns: list(in.Owns), Slack: in.Slack}
+		back.Name, back.IDs, back.Owns, back.Slack = in.Name, in.IDs, in.Owns, in.Slack
 	case approval.EditGroupDelete, approval.EditPersonDelete:
 		e.Name, back.Name = in.Name, in.Name
 	case approval.EditSubjectUnblock:
@@ -182,7 +182,7 @@ func editOf(in api.ChangeSpec) (approval.Edit, error) {
 	default:
 		return e, api.NewProblem(api.CodeInvalid, "change.kind: unknown", "see /openapi.json")
 	}
-	if back.YAML != in.YAML || back.Name != in.Name || back.Subject != in.Subject ||
+	if back.YAML != in.YAML || back.Name != in.Name || back.Subject != in.Subject || back.Slack != in.Slack ||
 		len(back.Members) != len(in.Members) || len(back.IDs) != len(in.IDs) || len(back.Owns) != len(in.Owns) {
 		return e, api.NewProblem(api.CodeInvalid, "change: a field that "+in.Kind+" does not have", "see /openapi.json")
 	}

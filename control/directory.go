@@ -65,7 +65,7 @@ func (b backend) Persons(ctx context.Context, call api.Call) (out api.Persons, e
 			return err
 		}
 		out = api.Persons{Revision: c.DirectoryRevision, Persons: mapped(persons, func(p approval.Person) api.Person {
-			return api.Person{Name: p.Name, IDs: list(p.IDs), Owns: list(p.Owns), Groups: list(s.GroupsOf(p.Name))}
+			return api.Person{Name: p.Name, IDs: list(p.IDs), Owns: list(p.Owns), Groups: list(s.GroupsOf(p.Name)), Slack: p.Slack}
 		})}
 		return nil
 	})

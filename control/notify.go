@@ -15,6 +15,7 @@ import (
 	"github.com/hallpass/hallpass/approval"
 	"github.com/hallpass/hallpass/approval/api"
 	"github.com/hallpass/hallpass/approval/notify"
+	"github.com/hallpass/hallpass/policy"
 )
 
 // Notify says whom the leader tells what happens. It should be the same on all nodes:
@@ -149,6 +150,9 @@ func (o outbox) Event(e notify.Entry) (notify.Event, error) {
 			return err
 		}
 		now := r.Current()
+		if ev.Buttons, err = o.n.buttons(s, r); err != nil {
+			return err
+		}
 		ev.Request = &notify.Request{
 			ID: r.ID, State: string(r.State), Requester: r.Requester, Subject: r.Subject, Service: r.Service,
 			Permissions: list(now.Permissions), DurationMS: now.DurationMS, Reason: r.Reason, Hash: r.Hash(),
@@ -159,6 +163,21 @@ func (o outbox) Event(e notify.Entry) (notify.Event, error) {
 		return nil
 	})
 	return ev, err
+}
+
+// buttons are the verdicts that may be given in Slack now: none where the policy has
+// certificates alone decide, no second approval, and none of what has more to it than
+// a message shows.
+func (n *node) buttons(s approval.State, r approval.Request) (all []approval.Verdict, err error) {
+	p, err := s.Rules()
+	if err != nil || r.StateAt(approval.MillisOf(n.now())) != approval.RequestPending || !slices.Contains(p.Channels(r.Rules), policy.ChannelSlack) {
+		return nil, err
+	}
+	whole := r.Start == 0 && r.CSRKey == "" && r.Delegation == nil && r.Extends == nil && r.Parent == ""
+	if whole && !slices.ContainsFunc(r.Decisions, func(d approval.Decision) bool { return d.Slack != "" }) {
+		all = append(all, approval.Approve)
+	}
+	return append(all, approval.Deny), nil
 }
 
 // asAdmin reads what admins alone may.

@@ -341,15 +341,21 @@ func (b backend) requestPage(
 // DecideRequest implements api.RequestBackend.
 func (b backend) DecideRequest(ctx context.Context, call api.Call, id string, in api.DecisionInput) (out api.Request, err error) {
 	var res approval.Result
+	reader := call
 	err = rebuilt(func() error {
 		var r approval.Request
 		body := approval.DecideRequest{
 			Request: id, Hash: in.Hash, Verdict: approval.Verdict(in.Decision), Comment: in.Comment,
-			Duration: time.Duration(in.Duration).Milliseconds(),
+			Duration: time.Duration(in.Duration).Milliseconds(), Slack: in.Slack,
 		}
 		if err := b.look(ctx, call, func(s approval.State) error {
 			var err error
-			if r, err = visibleRequest(s, call.Caller.ID, id); err != nil {
+			if in.Slack != "" {
+				if reader.Caller.ID, err = eyesInSlack(s, call.Caller.ID, in.Slack); err != nil {
+					return err
+				}
+			}
+			if r, err = visibleRequest(s, reader.Caller.ID, id); err != nil {
 				return err
 			}
 			if len(in.Permissions) > 0 {
@@ -371,7 +377,17 @@ func (b backend) DecideRequest(ctx context.Context, call api.Call, id string, in
 	if err != nil {
 		return out, b.counted(ctx, err)
 	}
-	return b.requestResult(ctx, call, res)
+	return b.requestResult(ctx, reader, res)
+}
+
+// eyesInSlack is whose eyes the bridge reads with: those of the person whose account
+// it says. Somebody else would read requests in others' names.
+func eyesInSlack(s approval.State, bridge spiffeid.ID, account string) (spiffeid.ID, error) {
+	p, err := s.SlackVoter(bridge, account)
+	if err != nil {
+		return spiffeid.ID{}, err
+	}
+	return spiffeid.FromString(p.IDs[0]) // one has one at least
 }
 
 // CancelRequest implements api.RequestBackend.

@@ -126,6 +126,7 @@ type Decision struct {
 	Hash     string    `json:"hash" doc:"what was on the screen"`
 	At       time.Time `json:"at"`
 	Void     bool      `json:"void,omitempty" doc:"no longer counts: the request changed since"`
+	Slack    string    `json:"slack,omitempty" doc:"account whose button it was, TEAM/USER: no certificate of the person was seen, and identity is the bridge's; absent: identity is the person's"`
 }
 
 // DecisionInput is the body of POST /v1/requests/{id}/decisions.
@@ -135,6 +136,7 @@ type DecisionInput struct {
 	Comment     string   `json:"comment,omitempty" maxLength:"2000"`
 	Permissions []string `json:"permissions,omitempty" maxItems:"32" nullable:"false" doc:"narrow to these"`
 	Duration    Duration `json:"duration,omitempty" doc:"shorten to this"`
+	Slack       string   `json:"slack,omitempty" maxLength:"65" doc:"account whose button it was, TEAM/USER; for the bridge that the policy names alone, with decision and hash and nothing else"`
 }
 
 // Revision is what a request said at one time.
@@ -296,6 +298,7 @@ type Person struct {
 	IDs    []string `json:"ids" doc:"SPIFFE IDs that are this person"`
 	Owns   []string `json:"owns" doc:"SPIFFE IDs, or patterns ending in /* or /**, of workloads that this person answers for"`
 	Groups []string `json:"groups"`
+	Slack  string   `json:"slack,omitempty" doc:"account, TEAM/USER, that may decide for this person where the policy lets it"`
 }
 
 // WhoAmI says who the server takes the caller for.
@@ -372,6 +375,7 @@ type ChangeSpec struct {
 	IDs     []string `json:"ids,omitempty" maxItems:"100" nullable:"false"`
 	Owns    []string `json:"owns,omitempty" maxItems:"1000" nullable:"false"`
 	Subject string   `json:"subject,omitempty" maxLength:"2048"`
+	Slack   string   `json:"slack,omitempty" maxLength:"65" doc:"of person.set: the person's account, TEAM/USER; absent: none"`
 }
 
 // ChangeInput is the body of POST /v1/changes.

@@ -159,10 +159,10 @@ func sides(s api.ChangeSpec, policy api.Policy, persons api.Persons) (before, af
 	case api.ChangePersonSet, api.ChangePersonDelete:
 		for _, p := range persons.Persons {
 			if p.Name == s.Name {
-				before = listing("identity", p.IDs) + listing("answers for", p.Owns)
+				before = listing("identity", p.IDs) + listing("answers for", p.Owns) + listing("Slack account", strings.Fields(p.Slack))
 			}
 		}
-		return before, listing("identity", s.IDs) + listing("answers for", s.Owns)
+		return before, listing("identity", s.IDs) + listing("answers for", s.Owns) + listing("Slack account", strings.Fields(s.Slack))
 	case api.ChangeSubjectUnblock:
 		return "blocked " + s.Subject + "\n", ""
 	default:

@@ -87,7 +87,9 @@ type Event struct {
 	TrustDomain string
 	Request     *Request // nil: the entry is about none
 	Link        string   // to the page of what it is about; "" for none
-	Test        bool     // nothing happened: somebody tries whether messages arrive
+	// Buttons are what may be decided in Slack, of Request as it says its hash is.
+	Buttons []approval.Verdict
+	Test    bool // nothing happened: somebody tries whether messages arrive
 }
 
 // Delivery is one event on its way to one target.

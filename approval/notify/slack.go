@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/slack-go/slack"
+
+	"github.com/hallpass/hallpass/approval"
 )
 
 // SlackAPI is where Slack's API is.
@@ -86,7 +88,7 @@ func (s *slacker) Send(ctx context.Context, d Delivery) error {
 	m := d.words()
 	_, _, err := s.client.PostMessageContext(ctx, s.channel,
 		slack.MsgOptionText(m.title, true), // what a notification shows; escaped
-		slack.MsgOptionBlocks(slackBlocks(m)...),
+		slack.MsgOptionBlocks(append(slackBlocks(m), slackButtons(d.Event)...)...),
 		slack.MsgOptionMetadata(slack.SlackMetadata{EventType: slackEvent, EventPayload: map[string]any{"id": d.ID}}),
 		slack.MsgOptionDisableLinkUnfurl(), slack.MsgOptionDisableMediaUnfurl(),
 	)
@@ -111,6 +113,24 @@ func slackBlocks(m message) []slack.Block {
 		blocks = append(blocks, slack.NewSectionBlock(plain("To decide: "+m.next), nil, nil))
 	}
 	return blocks
+}
+
+// slackButtons let it be decided there. What each says of the request is which, and the
+// hash of what the message shows: who presses it decides on that and on nothing else.
+func slackButtons(e Event) []slack.Block {
+	if e.Request == nil || len(e.Buttons) == 0 {
+		return nil
+	}
+	var all []slack.BlockElement
+	for _, v := range e.Buttons {
+		if v == approval.Approve && !e.Request.shownWhole() {
+			continue
+		}
+		b := slack.NewButtonBlockElement("hallpass_"+string(v), e.Request.ID+" "+e.Request.Hash, slack.NewTextBlockObject(slack.PlainTextType, strings.ToUpper(string(v[:1]))+string(v[1:]), false, false))
+		b.Style = map[approval.Verdict]slack.Style{approval.Approve: slack.StylePrimary, approval.Deny: slack.StyleDanger}[v]
+		all = append(all, b)
+	}
+	return []slack.Block{slack.NewActionBlock("hallpass", all...)}
 }
 
 // posted reports whether a delivery is in the channel already.

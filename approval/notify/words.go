@@ -31,6 +31,7 @@ type details struct {
 	Decision    string    `json:"decision"`
 	Person      string    `json:"person"`
 	Comment     string    `json:"comment"`
+	Slack       string    `json:"slack"` // account whose button it was; person says whose that is
 	Reason      string    `json:"reason"`
 	State       string    `json:"state"`
 	Service     string    `json:"service"`
@@ -69,6 +70,9 @@ func (e Event) words() message {
 		add("about", e.Object)
 	}
 	add("by", e.Actor)
+	if d.Slack != "" {
+		add("decided", "in Slack by "+d.Person+", account "+d.Slack+": no certificate was seen")
+	}
 	add("comment", d.Comment)
 	if e.Request == nil || e.Kind == approval.KindRevokeGrant {
 		add("why", d.Reason)
@@ -85,11 +89,25 @@ func (e Event) words() message {
 	return m
 }
 
+// shownWhole says whether a message shows all of these as they are: what a shortened
+// one leaves out would be approved unseen.
+func (r Request) shownWhole() bool {
+	for _, text := range []string{r.Service, strings.Join(r.Permissions, "\n"), r.Subject, r.Requester, r.Reason} {
+		if visible(text, maxValue) != text {
+			return false
+		}
+	}
+	return true
+}
+
 // headline is one line.
 func (e Event) headline(d details) string {
 	who, about := e.name(e.Actor), ""
 	if e.Request != nil {
 		about = e.Request.Service + " for " + e.name(e.Request.Subject)
+	}
+	if d.Slack != "" {
+		who = d.Person + ", in Slack,"
 	}
 	text := ""
 	switch {

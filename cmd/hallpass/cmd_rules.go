@@ -70,6 +70,7 @@ func (a *app) newPersonCommand() *cobra.Command {
 		Short: "Who is behind which SPIFFE IDs: list, set, delete",
 	}
 	var ids, owns []string
+	var account string
 	var base uint64
 	list := &cobra.Command{
 		Use:   "list",
@@ -82,25 +83,26 @@ func (a *app) newPersonCommand() *cobra.Command {
 					return err
 				}
 				return a.print(p, func(w *tabular) {
-					w.row("PERSON", "IDS", "ANSWERS FOR", "GROUPS")
+					w.row("PERSON", "IDS", "ANSWERS FOR", "GROUPS", "SLACK")
 					for _, person := range p.Persons {
-						w.row(person.Name, strings.Join(person.IDs, ", "), strings.Join(person.Owns, ", "), strings.Join(person.Groups, ", "))
+						w.row(person.Name, strings.Join(person.IDs, ", "), strings.Join(person.Owns, ", "), strings.Join(person.Groups, ", "), person.Slack)
 					}
 				})
 			})
 		},
 	}
 	set := &cobra.Command{
-		Use:   "set NAME --id SPIFFE-ID [--id …] [--owns SPIFFE-ID …]",
-		Short: "Propose a person with exactly these identities",
+		Use:   "set NAME --id SPIFFE-ID [--id …] [--owns SPIFFE-ID …] [--slack TEAM/USER]",
+		Short: "Propose a person with exactly these identities and this Slack account",
 		Args:  exactArgs("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			spec := api.ChangeSpec{Kind: api.ChangePersonSet, Name: args[0], IDs: ids, Owns: owns}
+			spec := api.ChangeSpec{Kind: api.ChangePersonSet, Name: args[0], IDs: ids, Owns: owns, Slack: account}
 			return a.propose(cmd.Context(), spec, base)
 		},
 	}
 	set.Flags().StringArrayVar(&ids, "id", nil, "SPIFFE `ID` that is this person; repeat for more")
 	set.Flags().StringArrayVar(&owns, "owns", nil, "SPIFFE `ID` or pattern of a workload that this person answers for; repeat for more")
+	set.Flags().StringVar(&account, "slack", "", "Slack `account`, TEAM/USER by their ids, that may decide for this person where the policy lets it (default none)")
 	remove := &cobra.Command{
 		Use:   "delete NAME",
 		Short: "Propose to delete a person",

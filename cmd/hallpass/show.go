@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -67,6 +68,9 @@ func stepUpField(w *tabular, d api.Duration) {
 
 func decisionLine(w *tabular, d api.Decision) string {
 	text := fmt.Sprintf("%s by %s as %s, %s", d.Decision, d.Person, d.Identity, w.when(d.At))
+	if d.Slack != "" {
+		text = fmt.Sprintf("%s by %s in Slack (%s, no certificate seen), %s", d.Decision, d.Person, d.Slack, w.when(d.At))
+	}
 	if d.Void {
 		text += ", no longer counts"
 	}
@@ -145,6 +149,7 @@ func specFields(w *tabular, s api.ChangeSpec) {
 	case api.ChangePersonSet:
 		w.field("ids", listed(s.IDs))
 		w.field("answers for", listed(s.Owns))
+		w.field("Slack account", cmp.Or(s.Slack, "none"))
 	case api.ChangePolicySet:
 		w.field("policy", fmt.Sprintf("%d lines, below", strings.Count(s.YAML, "\n")))
 	}
