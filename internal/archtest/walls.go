@@ -45,6 +45,7 @@ func Hallpass() Rules {
 			{Name: "raftstore"},
 			{Name: "approval", May: []string{"grant", "policy", "audit", "trust", "emergency"}},
 			{Name: "approval/api", May: []string{"approval", "grant", "policy", "audit"}},
+			{Name: "approval/bridge", May: []string{"approval/api"}},
 			{Name: "approval/console", May: []string{"approval/api", "audit", "grant", "policy"}},
 			{Name: "approval/notify", May: []string{"approval", "grant"}},
 			{Name: "ca", May: []string{"grant", "trust", "emergency"}},
@@ -59,7 +60,7 @@ func Hallpass() Rules {
 			{Name: "bench", May: []string{"*"}},
 			{Name: "deploy", May: []string{"approval/api", "audit", "grant", "internal/ledger"}},
 			{Name: "cmd/hallpass", May: []string{
-				"control", "proxy", "proxy/records", "signer", "approval/api", "approval/console", "approval/notify", "audit", "ca", "ca/kms", "grant", "policy", "policy/condition", "trust", "emergency", "internal",
+				"control", "proxy", "proxy/records", "signer", "approval/api", "approval/bridge", "approval/console", "approval/notify", "audit", "ca", "ca/kms", "grant", "policy", "policy/condition", "trust", "emergency", "internal",
 			}},
 			{Name: "internal/telemetry"},
 			{Name: "internal/archtest"},
@@ -101,8 +102,8 @@ func Hallpass() Rules {
 				Why:  "the right to use a KMS is the command line's and the signer's, by whoever hands them one; no node has it",
 			},
 			{
-				From: []string{"control", "proxy", "raftstore", "approval/api"}, To: []string{"approval/console"},
-				Why: "the console is a caller of the API like any other; no node serves it",
+				From: []string{"control", "proxy", "raftstore", "approval/api"}, To: []string{"approval/console", "approval/bridge"},
+				Why: "the console and the bridge to Slack are callers of the API like any other; no node serves them, nor has Slack's signing secret",
 			},
 			{
 				From: []string{"control", "proxy", "approval", "raftstore"}, To: []string{"signer"},
