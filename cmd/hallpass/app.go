@@ -98,7 +98,7 @@ func (a *app) addCommands(root *cobra.Command) {
 	add("rules", a.newPolicyCommand(), a.newGroupCommand(), a.newPersonCommand(), a.newChangeCommand(),
 		a.newSubjectCommand(), a.newIssuerCommand(), a.newAuditCommand())
 	add("run", newDemoCommand(a), newDevCommand(a), newDemoUpstreamCommand(a),
-		a.newServerCommand(), a.newProxyCommand(), a.newSignerCommand(), a.newConfigCommand(), a.newHealthCommand(),
+		a.newServerCommand(), a.newProxyCommand(), a.newSignerCommand(), a.newSlackCommand(), a.newConfigCommand(), a.newHealthCommand(),
 		newCACommand(a), a.newIdentityCommand(), a.newEmergencyCommand(), a.newNotifyCommand(), a.newBundleCommand(), a.newClusterCommand(), a.newSnapshotCommand(), a.newVersionCommand())
 }
 

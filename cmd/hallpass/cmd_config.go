@@ -15,8 +15,8 @@ func (a *app) newConfigCommand() *cobra.Command {
 	var kind string
 	validate := &cobra.Command{
 		Use:   "validate FILE",
-		Short: "Check a server's, proxy's, signer's or agent's configuration file, with every mistake at once",
-		Long: `Check a server's, proxy's, signer's or agent's configuration file: every mistake at once, each with
+		Short: "Check a server's, proxy's, signer's, agent's or the Slack bridge's configuration file, with every mistake at once",
+		Long: `Check a server's, proxy's, signer's, agent's or the Slack bridge's configuration file: every mistake at once, each with
 its line. The environment is left out, and the files that it names are not opened.`,
 		Args: exactArgs("FILE"),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -34,7 +34,7 @@ its line. The environment is left out, and the files that it names are not opene
 			})
 		},
 	}
-	validate.Flags().StringVar(&kind, "kind", "", "server, proxy, signer or agent (default: by the keys it has)")
+	validate.Flags().StringVar(&kind, "kind", "", "server, proxy, signer, slack or agent (default: by the keys it has)")
 	cmd.AddCommand(validate)
 	return cmd
 }
@@ -59,11 +59,17 @@ func validateFile(kind, file string) error {
 			return err
 		}
 		return s.check()
+	case "slack":
+		s, err := loadSlack(file)
+		if err != nil {
+			return err
+		}
+		return s.check()
 	case "agent":
 		_, err := loadAgent(file)
 		return err
 	default:
-		return usagef("--kind %s: want server, proxy, signer or agent", kind)
+		return usagef("--kind %s: want server, proxy, signer, slack or agent", kind)
 	}
 }
 
@@ -73,7 +79,7 @@ func kindOf(file string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	server, proxy, signer, several := 0, 0, 0, false
+	server, proxy, signer, several, slack := 0, 0, 0, false, false
 	keys, err := config.TopKeys(file, text)
 	if err != nil {
 		return "", err
@@ -88,11 +94,15 @@ func kindOf(file string) (string, error) {
 			signer++
 		case "services": // of an agent, or of a proxy, which has more to say
 			several = true
+		case "team", "signing_secret_file":
+			slack = true
 		}
 	}
 	switch {
 	case several && server+proxy+signer == 0:
 		return "agent", nil
+	case slack && server+proxy+signer == 0:
+		return "slack", nil
 	case signer > max(server, proxy):
 		return "signer", nil
 	case server > proxy:
@@ -100,7 +110,7 @@ func kindOf(file string) (string, error) {
 	case proxy > server:
 		return "proxy", nil
 	default:
-		return "", fmt.Errorf("%s: %w: give --kind server, --kind proxy, --kind signer or --kind agent", file, errUnclear)
+		return "", fmt.Errorf("%s: %w: give --kind server, --kind proxy, --kind signer, --kind slack or --kind agent", file, errUnclear)
 	}
 }
 
