@@ -114,6 +114,71 @@ func TestSlack(t *testing.T) {
 	}
 }
 
+// TestSlackButtons: a button carries which request and the hash of what is shown, and
+// there is none to approve what the message leaves out.
+func TestSlackButtons(t *testing.T) {
+	buttons := func(change func(*Delivery)) string {
+		t.Helper()
+		s := &workspace{}
+		d := delivery()
+		of := *d.Request
+		of.Reason = "ticket 17"
+		d.Request, d.Buttons = &of, []approval.Verdict{approval.Approve, approval.Deny}
+		change(&d)
+		if err := slackTarget(t, s).channel.Send(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+		var blocks []struct {
+			BlockID  string `json:"block_id"`
+			Elements []struct {
+				ActionID string `json:"action_id"`
+				Value    string `json:"value"`
+			} `json:"elements"`
+		}
+		if err := json.Unmarshal([]byte(s.posts[0]["blocks"].(string)), &blocks); err != nil {
+			t.Fatal(err)
+		}
+		var all []string
+		for _, b := range blocks {
+			for _, e := range b.Elements {
+				if b.BlockID != "hallpass" || e.Value != of.ID+" "+of.Hash {
+					t.Errorf("%+v", b)
+				}
+				all = append(all, e.ActionID)
+			}
+		}
+		return strings.Join(all, " ")
+	}
+	for what, c := range map[string]struct {
+		change func(*Delivery)
+		want   string
+	}{
+		"all is shown":           {func(*Delivery) {}, "hallpass_approve hallpass_deny"},
+		"certificates alone":     {func(d *Delivery) { d.Buttons = nil }, ""},
+		"about no request":       {func(d *Delivery) { d.Request = nil }, ""},
+		"more than is shown":     {func(d *Delivery) { d.Request.Permissions = []string{"GET /" + strings.Repeat("a", maxValue), "* /**"} }, "hallpass_deny"},
+		"what does not show":     {func(d *Delivery) { d.Request.Reason = "ticket \u202e17" }, "hallpass_deny"},
+		"an approval is there":   {func(d *Delivery) { d.Buttons = d.Buttons[1:] }, "hallpass_deny"},
+		"a subject without end":  {func(d *Delivery) { d.Request.Subject = "spiffe://acme.test/" + strings.Repeat("a", maxValue) }, "hallpass_deny"},
+		"a reason of many lines": {func(d *Delivery) { d.Request.Reason = "one\ntwo" }, "hallpass_approve hallpass_deny"},
+	} {
+		if got := buttons(c.change); got != c.want {
+			t.Errorf("%s: %q, want %q", what, got, c.want)
+		}
+	}
+}
+
+// TestSlackInWords: who decided is the person whose account it was, and that nobody's
+// certificate was seen is said.
+func TestSlackInWords(t *testing.T) {
+	d := delivery()
+	d.Kind, d.Actor = approval.KindDecideRequest, "spiffe://acme.test/bridge/slack"
+	d.Details = json.RawMessage(`{"decision":"deny","person":"bob","slack":"T024BE7LH/U024BE7LH","state":"denied"}`)
+	if text := d.words().text(); !strings.Contains(text, "bob, in Slack, denies") || !strings.Contains(text, "in Slack by bob, account T024BE7LH/U024BE7LH: no certificate was seen") {
+		t.Error(text)
+	}
+}
+
 // TestSlackRefusals: that the channel cannot be looked at is no reason to post twice, and
 // what Slack says is kept as far as it is one of its words.
 func TestSlackRefusals(t *testing.T) {

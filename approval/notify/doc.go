@@ -23,6 +23,8 @@
 // for the form that they are put into. Secrets and addresses are in no log, no answer
 // and no audit entry; what is said of a target is its name and its host.
 //
-// No channel decides anything. A message has a link, and whoever follows it decides in
-// the console or on the command line, with their own certificate.
+// No target decides anything. A message has a link, and whoever follows it decides in
+// the console or on the command line, with their own certificate. Where the policy lets
+// it, Slack's have buttons besides, which say what was shown; what is pressed comes in
+// by another process: see package bridge.
 package notify
