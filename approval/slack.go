@@ -15,17 +15,17 @@ import (
 // shown as it was shown, where every rule allows it, and of the approvals that a
 // request needs it is one at the most.
 
-// parseSlack splits an account, TEAM/USER.
-func parseSlack(account string) (team, user string, ok bool) {
-	team, user, ok = strings.Cut(account, "/")
-	return team, user, ok && policy.ValidSlackID(team, "TE") && policy.ValidSlackID(user, "UW")
+// slackTeam is the workspace of an account, TEAM/USER; false for what is none.
+func slackTeam(account string) (team string, ok bool) {
+	team, user, ok := strings.Cut(account, "/")
+	return team, ok && policy.ValidSlackID(team, "TE") && policy.ValidSlackID(user, "UW")
 }
 
 // checkSlack refuses an account that is none, or another's: two persons would have one
 // voice, and each could cast the other's vote.
 func (t *turn) checkSlack(p Person) error {
 	if p.Slack != "" {
-		if _, _, ok := parseSlack(p.Slack); !ok {
+		if _, ok := slackTeam(p.Slack); !ok {
 			return invalid("person %q: Slack account %q: want TEAM/USER by their ids, such as T024BE7LH/U024BE7LH", p.Name, p.Slack)
 		}
 		if holder := t.Get(key(prefixSlack, p.Slack)); holder != nil && string(holder) != p.Name {
@@ -79,7 +79,7 @@ func (s State) SlackVoter(actor spiffeid.ID, account string) (Person, error) {
 		// Whoever can call the API would otherwise vote in anyone's name.
 		return Person{}, denied("%s is not who brings in what is decided in Slack", actor).then("decide with the person's own identity")
 	}
-	team, _, ok := parseSlack(account)
+	team, ok := slackTeam(account)
 	if !ok {
 		return Person{}, invalid("%q is no Slack account: want TEAM/USER", account)
 	}

@@ -9,12 +9,12 @@ import (
 )
 
 const (
-	slackTeam   = "T024BE7LH"
+	inTeam      = "T024BE7LH"
 	slackBridge = "bridge/slack"
 
-	bobInSlack   = slackTeam + "/U0BOB"
-	carolInSlack = slackTeam + "/U0CAROL"
-	aliceInSlack = slackTeam + "/U0ALICE"
+	bobInSlack   = inTeam + "/U0BOB"
+	carolInSlack = inTeam + "/U0CAROL"
+	aliceInSlack = inTeam + "/U0ALICE"
 )
 
 const slackPolicy = `version: 3
@@ -115,7 +115,7 @@ func TestSlackAttacks(t *testing.T) {
 	}
 	w.refused("the bridge as itself", w.apply(slackBridge, w.decide(id, Approve)), ErrDenied, "is nobody's")
 	w.refused("the requester", w.apply(slackBridge, w.inSlack(id, Approve, aliceInSlack)), ErrDenied, "may not decide on it")
-	w.refused("a stranger", w.apply(slackBridge, w.inSlack(id, Approve, slackTeam+"/U0EVE")), ErrDenied, "is nobody's")
+	w.refused("a stranger", w.apply(slackBridge, w.inSlack(id, Approve, inTeam+"/U0EVE")), ErrDenied, "is nobody's")
 	w.refused("another workspace", w.apply(slackBridge, w.inSlack(id, Approve, "T0EVIL/U0BOB")), ErrDenied, "is not that of the policy")
 	for _, account := range []string{"U0BOB", "T024BE7LH/", "T024BE7LH/U0BOB/x", "T024BE7LH/u0bob", "/U0BOB", "T024BE7LH/U0BOB\x00"} {
 		w.refused("account "+account, w.apply(slackBridge, w.inSlack(id, Approve, account)), ErrInvalid, "no Slack account")
@@ -177,9 +177,9 @@ func TestSlackVoteStands(t *testing.T) {
 	for what, change := range map[string]Edit{
 		"the account went": {Kind: EditPersonSet, Person: &Person{Name: "bob", IDs: []string{spiffe("bob")}, Owns: []string{}}},
 		"another's account": {Kind: EditPersonSet, Person: &Person{
-			Name: "bob", IDs: []string{spiffe("bob")}, Owns: []string{}, Slack: slackTeam + "/U0ROB",
+			Name: "bob", IDs: []string{spiffe("bob")}, Owns: []string{}, Slack: inTeam + "/U0ROB",
 		}},
-		"another workspace":  {Kind: EditPolicySet, YAML: strings.ReplaceAll(slackPolicy, slackTeam, "T0OTHER")},
+		"another workspace":  {Kind: EditPolicySet, YAML: strings.ReplaceAll(slackPolicy, inTeam, "T0OTHER")},
 		"another bridge":     {Kind: EditPolicySet, YAML: strings.ReplaceAll(slackPolicy, "bridge/slack", "bridge/other")},
 		"the channel closed": {Kind: EditPolicySet, YAML: strings.ReplaceAll(slackPolicy, "    channels: [slack]\n", "")},
 	} {

@@ -133,7 +133,7 @@ func (s *slackApp) press(t *testing.T, b http.Handler, user, action, value strin
 	body := url.Values{"payload": {string(payload)}}.Encode()
 	at := time.Now().Unix()
 	mac := hmac.New(sha256.New, []byte(slackSecret))
-	fmt.Fprintf(mac, "v0:%d:%s", at, body)
+	_, _ = fmt.Fprintf(mac, "v0:%d:%s", at, body)
 	r := httptest.NewRequest(http.MethodPost, bridge.Path, strings.NewReader(body))
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	r.Header.Set("X-Slack-Request-Timestamp", fmt.Sprint(at))

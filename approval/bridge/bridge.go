@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/net/netutil"
@@ -70,7 +69,6 @@ type Bridge struct {
 
 	memory memory
 	places chan struct{} // one for each decision under way
-	busy   sync.WaitGroup
 }
 
 // New checks a Config.
@@ -124,10 +122,20 @@ func (b *Bridge) Serve(ctx context.Context, l net.Listener) error {
 		if s.Shutdown(ending) != nil {
 			_ = s.Close() // whoever still sends has had its time
 		}
-		<-served
+		err = <-served
 	}
-	b.busy.Wait()
+	b.drain()
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
 	return err
+}
+
+// drain waits for the decisions under way, and leaves no place for another.
+func (b *Bridge) drain() {
+	for range atOnce {
+		b.places <- struct{}{}
+	}
 }
 
 // ServeHTTP takes one call of Slack's. Slack waits three seconds, so it is told that the
@@ -184,7 +192,6 @@ func (b *Bridge) take(w http.ResponseWriter, r *http.Request) int {
 		}
 		return http.StatusOK // it was taken before
 	}
-	b.busy.Add(1)
 	go b.decide(context.WithoutCancel(r.Context()), p, signature)
 	return http.StatusOK
 }
@@ -196,7 +203,6 @@ func (b *Bridge) refuse(r *http.Request, err error) {
 // decide asks the cluster, and tells Slack what came of it. The key follows from the
 // call: one that comes to two bridges, or again after a restart, is one decision.
 func (b *Bridge) decide(ctx context.Context, p press, signature [sha256.Size]byte) {
-	defer b.busy.Done()
 	defer func() { <-b.places }()
 	ctx, cancel := context.WithTimeout(ctx, decideFor)
 	defer cancel()

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -120,7 +121,7 @@ func signed(body, key string, at time.Time) *http.Request {
 	r := httptest.NewRequest(http.MethodPost, Path, strings.NewReader(body))
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	mac := hmac.New(sha256.New, []byte(key))
-	fmt.Fprintf(mac, "v0:%d:%s", at.Unix(), body)
+	_, _ = fmt.Fprintf(mac, "v0:%d:%s", at.Unix(), body)
 	r.Header.Set(headerTime, fmt.Sprint(at.Unix()))
 	r.Header.Set(headerSignature, "v0="+hex.EncodeToString(mac.Sum(nil)))
 	return r
@@ -130,8 +131,15 @@ func signed(body, key string, at time.Time) *http.Request {
 func (s *stage) call(r *http.Request) int {
 	w := httptest.NewRecorder()
 	s.ServeHTTP(w, r)
-	s.busy.Wait()
+	s.settled()
 	return w.Code
+}
+
+func (s *stage) settled() {
+	s.drain()
+	for range atOnce {
+		<-s.places
+	}
 }
 
 func action(name, value any) func(map[string]any) {
@@ -283,7 +291,7 @@ func TestBridgeAtOnce(t *testing.T) {
 		codes[w.Code]++
 	}
 	close(s.cluster.hold)
-	s.busy.Wait()
+	s.settled()
 	if codes[200] != atOnce || codes[503] != 1 || len(s.cluster.calls) != atOnce {
 		t.Errorf("%v, %d decisions", codes, len(s.cluster.calls))
 	}
@@ -304,5 +312,38 @@ func TestBridgeConfig(t *testing.T) {
 		if _, err := New(c); !errors.Is(err, ErrConfig) {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+}
+
+// TestBridgeServes: it takes calls until it is to end, and ends when what it took is done.
+func TestBridgeServes(t *testing.T) {
+	s := newStage(t)
+	s.cluster.hold = make(chan struct{})
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	go func() { over <- s.Serve(ctx, l) }()
+	made := signed(s.pressed(nil), secret, s.at)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+l.Addr().String()+Path, made.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header = made.Header
+	res, err := http.DefaultClient.Do(r)
+	if err != nil || res.StatusCode != http.StatusOK || res.Body.Close() != nil {
+		t.Fatalf("%v, %v", res, err)
+	}
+	cancel()
+	select {
+	case err := <-over:
+		t.Fatalf("it ended while a decision was under way: %v", err)
+	default:
+	}
+	close(s.cluster.hold)
+	if err := <-over; err != nil || len(s.cluster.calls) != 1 || len(s.hooks.got) != 1 {
+		t.Errorf("%v, %d decisions, %d answers", err, len(s.cluster.calls), len(s.hooks.got))
 	}
 }
