@@ -113,10 +113,7 @@ func TestProxyProtocolIn(t *testing.T) {
 // else than one header of version 2, admits nobody: else whoever reaches the port
 // past it would be written down as the balancer.
 func TestProxyProtocolRequired(t *testing.T) {
-	e := start(t, options{edit: func(s *Settings) {
-		trusting("127.0.0.1/32")(s)
-		s.Limits.HandshakeTimeout = 500 * time.Millisecond
-	}})
+	e := start(t, options{edit: trusting("127.0.0.1/32")})
 	for name, tt := range map[string]struct{ first, reason string }{
 		"no header":         {"", reasonProxyHeader},
 		"version 1":         {"PROXY TCP4 203.0.113.7 192.0.2.1 4711 9443\r\n", reasonProxyHeader},
@@ -152,6 +149,10 @@ func TestProxyProtocolRequired(t *testing.T) {
 		})
 	}
 	t.Run("silence", func(t *testing.T) {
+		e := start(t, options{edit: func(s *Settings) {
+			trusting("127.0.0.1/32")(s)
+			s.Limits.HandshakeTimeout = 200 * time.Millisecond
+		}})
 		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", e.addr)
 		if err != nil {
 			t.Fatal(err)
@@ -163,7 +164,7 @@ func TestProxyProtocolRequired(t *testing.T) {
 		if _, err := io.Copy(io.Discard, c); err != nil {
 			t.Log(err) // a reset will do
 		}
-		e.with(t).record("it", func(r logLine) bool { return r.Kind == kindHandshake && r.Reason == reasonTimeout })
+		e.record("it", func(r logLine) bool { return r.Kind == kindHandshake && r.Reason == reasonTimeout })
 	})
 }
 

@@ -211,7 +211,7 @@ func TestPipelining(t *testing.T) {
 
 // TestSlowHeaders: a head that dribbles in is cut off, answered and recorded.
 func TestSlowHeaders(t *testing.T) {
-	e := start(t, options{edit: func(s *Settings) { s.Limits.HeaderTimeout = 300 * time.Millisecond }})
+	e := start(t, options{edit: func(s *Settings) { s.Limits.HeaderTimeout = time.Second }})
 	c := e.dial(e.pki.grant(time.Hour, "GET /**"), "http/1.1")
 	if _, err := io.WriteString(c, "GET /a HTTP/1.1\r\nHost: local"); err != nil {
 		t.Fatal(err)

@@ -139,14 +139,14 @@ func TestDrainBeforeExpiry(t *testing.T) {
 		if a := e.must(c, "GET", "/a"); a.status != 200 {
 			t.Errorf("status %d", a.status)
 		}
-		carried := int64(3) // the last answer said Connection: close
-		if h2 {
-			carried = 2 // GOAWAY had come before that request
+		carried := func(n int64) bool {
+			// The last answer said Connection: close. Of HTTP/2, GOAWAY came before that request, or crossed it.
+			return n == 3 || h2 && n == 2
 		}
 		e.eventually("the connection's end", func() bool {
 			n := 0
 			for _, r := range e.records() {
-				if r.Kind == kindConnection && r.Reason == "" && r.Requests == carried {
+				if r.Kind == kindConnection && r.Reason == "" && carried(r.Requests) {
 					n++
 				}
 			}
@@ -185,12 +185,12 @@ func TestInvariant04_TheCertificateAlone(t *testing.T) {
 	}})
 	both(t, func(t *testing.T, h2 bool) {
 		e := e.with(t)
-		cert := e.pki.grant(3*time.Second, "GET /**")
+		cert := e.pki.grant(6*time.Second, "GET /**")
 		began := time.Now()
 		if a := e.must(e.client(cert, h2), "GET", "/a"); a.status != 200 {
 			t.Errorf("status %d without control nodes", a.status)
 		}
-		if took := time.Since(began); took > 2*time.Second {
+		if took := time.Since(began); took > 5*time.Second { // for ever, and a busy machine
 			t.Errorf("a request took %s: it waited for someone", took)
 		}
 		if _, err := e.do(e.client(e.pki.grantWithID(revoked, time.Hour, "GET /**"), h2), "GET", "/a"); err == nil {
