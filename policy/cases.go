@@ -38,6 +38,8 @@ type expectation struct {
 	channels       []string      // nil: any
 	rules          []string      // nil: any
 
+	escalation *Escalation // nil: any
+
 	breakGlass bool     // the glass is broken; require says what is done without
 	review     []string // nil: any
 }
@@ -65,6 +67,8 @@ func (t Test) Failed(out Outcome) string {
 		return fmt.Sprintf("it is %s, not %s", got, want)
 	case w.review != nil && !slices.Equal(w.review, out.BreakGlass.groups()):
 		return fmt.Sprintf("the review is by %s, not by %s", list(out.BreakGlass.groups()), list(w.review))
+	case w.escalation != nil && !w.escalation.like(out.Escalation):
+		return fmt.Sprintf("it is %s, not %s%s", got, want, w.escalation.words())
 	case w.maxDuration != 0 && out.MaxDuration != w.maxDuration:
 		return fmt.Sprintf("max_duration is %s, not %s", span(out.MaxDuration), span(w.maxDuration))
 	case w.certificateTTL != 0 && out.CertificateTTL != w.certificateTTL:
@@ -91,7 +95,7 @@ func (o Outcome) String() string {
 	case o.Auto:
 		return "granted at once"
 	default:
-		return "to be approved by " + approvers(o.Require)
+		return "to be approved by " + approvers(o.Require) + o.Escalation.words()
 	}
 }
 
@@ -221,7 +225,7 @@ func (r *reader) scope(n *yaml.Node, f map[string]*yaml.Node) grant.Scope {
 }
 
 func (r *reader) expectation(n *yaml.Node) expectation {
-	f := r.fields(n, "expect", r.keys([]string{"deny", "auto", "require", "max_duration", "certificate_ttl", "rules"}, nil, "break_glass", "review", "step_up", "channels")...)
+	f := r.fields(n, "expect", r.keys([]string{"deny", "auto", "require", "max_duration", "certificate_ttl", "rules"}, nil, "break_glass", "review", "step_up", "channels", "escalate")...)
 	if f == nil {
 		return expectation{}
 	}
@@ -245,7 +249,12 @@ func (r *reader) expectation(n *yaml.Node) expectation {
 		w.review = r.groupNames(v, "review", "[security]")
 		slices.Sort(w.review)
 	}
-	slices.SortFunc(w.require, func(a, b Requirement) int { return strings.Compare(a.Group, b.Group) })
+	if v := f["escalate"]; v != nil {
+		if e := r.escalate(v, f, nil); e != nil {
+			w.escalation = &Escalation{After: e.after, Require: sorted(e.to)}
+		}
+	}
+	w.require = sorted(w.require)
 	for key, to := range map[string]*time.Duration{"max_duration": &w.maxDuration, "certificate_ttl": &w.certificateTTL, "step_up": &w.stepUp} {
 		v := f[key]
 		switch {

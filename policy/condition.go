@@ -332,20 +332,25 @@ func (p *Policy) Demands() []Demand {
 		if len(q.require) == 0 {
 			continue
 		}
-		d := Demand{Rule: q.name, Line: q.line, Require: slices.Clone(q.require)}
-		for _, who := range q.requesters {
-			switch {
-			case who.group != "":
-				d.Groups = append(d.Groups, who.group)
-			case who.prefix != "":
-				d.Anyone = true
-			default:
-				d.IDs = append(d.IDs, who.id)
-			}
-		}
-		all = append(all, d)
+		all = append(all, q.demand(q.require))
 	}
 	return all
+}
+
+// demand is what whoever asks by the rule needs.
+func (q rule) demand(require []Requirement) Demand {
+	d := Demand{Rule: q.name, Line: q.line, Require: slices.Clone(require)}
+	for _, who := range q.requesters {
+		switch {
+		case who.group != "":
+			d.Groups = append(d.Groups, who.group)
+		case who.prefix != "":
+			d.Anyone = true
+		default:
+			d.IDs = append(d.IDs, who.id)
+		}
+	}
+	return d
 }
 
 // DeniesAll reports whether the policy has rules and each of them denies.

@@ -54,6 +54,9 @@ func Decide(p *Policy, r Request) Outcome {
 		}
 	}
 	if !r.BreakGlass {
+		if !out.Auto {
+			out.Escalation = escalated(applying, out.Require)
+		}
 		return out
 	}
 	if reason := unbroken(applying, r); reason != "" {

@@ -143,6 +143,13 @@ func describe(o policy.Outcome) string {
 		}
 		by = "require " + strings.Join(groups, ",")
 	}
+	if e := o.Escalation; e != nil {
+		var groups []string
+		for _, r := range e.Require {
+			groups = append(groups, fmt.Sprintf("%s:%d", r.Group, r.Approvals))
+		}
+		by += "; after " + short(e.After) + " " + strings.Join(groups, ",")
+	}
 	if b := o.BreakGlass; b != nil {
 		var groups []string
 		for _, r := range b.Review {
@@ -182,13 +189,15 @@ func checkOutcome(t interface {
 	t.Helper()
 	switch {
 	case !o.Allowed:
-		if o.Auto || o.Require != nil || o.BreakGlass != nil || o.CertificateTTL != 0 || o.Reason == "" {
+		if o.Auto || o.Require != nil || o.BreakGlass != nil || o.Escalation != nil || o.CertificateTTL != 0 || o.Reason == "" {
 			t.Fatalf("a denial that promises something or gives no reason: %+v", o)
 		}
 	case o.Auto == (len(o.Require) > 0):
 		t.Fatalf("neither or both of auto and require: %+v", o)
 	case o.BreakGlass != nil && (o.Auto || len(o.BreakGlass.Review) == 0 || o.BreakGlass.ReviewWithin < policy.MinReviewWithin):
 		t.Fatalf("a glass that nobody looks at: %+v", o)
+	case o.Escalation != nil && (o.Auto || o.BreakGlass != nil || len(o.Escalation.Require) == 0 || o.Escalation.After < policy.MinEscalate):
+		t.Fatalf("an escalation of nothing, or to nobody: %+v", o)
 	case len(o.Rules) == 0 || o.Reason != "":
 		t.Fatalf("allowed by no rule, or with a reason why not: %+v", o)
 	case o.CertificateTTL < policy.MinDuration || o.CertificateTTL > o.MaxDuration || o.MaxDuration > policy.MaxDuration:

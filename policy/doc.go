@@ -31,6 +31,8 @@
 //     rule that does not deny;
 //   - every group that any of them names must approve, as often as the most
 //     demanding of them says;
+//   - once the longest of their times has passed, those whom they escalate to may
+//     approve in their place, beside those that the others require;
 //   - the shortest max_duration and the shortest certificate_ttl hold;
 //   - the reason must match what each of them demands of it;
 //   - a grant is automatic only when all of them are.

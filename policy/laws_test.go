@@ -65,6 +65,10 @@ func drawRule(t *rapid.T, name, verdict string) string {
 		for _, group := range pick(t, "require", world.groups, 2) {
 			fmt.Fprintf(&b, "      - {group: %s, approvals: %d}\n", group, rapid.IntRange(1, 3).Draw(t, "approvals"))
 		}
+		if rapid.Bool().Draw(t, "with escalate") {
+			fmt.Fprintf(&b, "    escalate: {after: %dm, to: [{group: leads, approvals: %d}, {group: %s, approvals: 1}]}\n",
+				rapid.IntRange(1, 3).Draw(t, "after"), rapid.IntRange(1, 2).Draw(t, "leads"), rapid.SampledFrom(world.groups).Draw(t, "to"))
+		}
 	}
 	limit := rapid.IntRange(1, 10).Draw(t, "max")
 	fmt.Fprintf(&b, "    max_duration: %dm\n", limit)
@@ -84,7 +88,7 @@ func drawRules(t *rapid.T, least int) []string {
 }
 
 func parseRules(t *rapid.T, rules []string) *policy.Policy {
-	text := "version: 1\nrules:\n" + strings.Join(rules, "")
+	text := "version: 3\nrules:\n" + strings.Join(rules, "")
 	if len(rules) == 0 {
 		text = "version: 1\nrules: []\n"
 	}
@@ -139,12 +143,32 @@ func looser(a, b policy.Outcome) string {
 	switch {
 	case b.Auto && !a.Auto:
 		return "automatic"
+	case b.Escalation != nil && !lets(a, b.Escalation.Require, b.Escalation.After):
+		return fmt.Sprintf("after %s %+v instead", b.Escalation.After, b.Escalation.Require)
 	case b.MaxDuration > a.MaxDuration:
 		return "a longer duration"
 	case b.CertificateTTL > a.CertificateTTL:
 		return "longer certificates"
 	}
 	return ""
+}
+
+// lets reports whether whoever meets these requirements, that late, meets what an
+// outcome demands, in the one way or in the other.
+func lets(o policy.Outcome, met []policy.Requirement, at time.Duration) bool {
+	have := make(map[string]int)
+	for _, r := range met {
+		have[r.Group] = r.Approvals
+	}
+	meets := func(demanded []policy.Requirement) bool {
+		for _, r := range demanded {
+			if have[r.Group] < r.Approvals {
+				return false
+			}
+		}
+		return true
+	}
+	return meets(o.Require) || o.Escalation != nil && at >= o.Escalation.After && meets(o.Escalation.Require)
 }
 
 // The strictest wins: adding a rule, wherever it stands, never loosens what

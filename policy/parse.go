@@ -33,7 +33,7 @@ func (r *reader) policy(top *yaml.Node, p *Policy) {
 		return
 	}
 	if n := f["version"]; n == nil {
-		r.fail(top, "no version: write version: 1, 2 for conditions, services and tests, or 3 for breaking the glass, extensions, delegation and what requesters find")
+		r.fail(top, "no version: write version: 1, 2 for conditions, services and tests, or 3 for breaking the glass, extensions, delegation, escalation and what requesters find")
 	} else {
 		p.version = r.integer(n, "version", MaxVersion)
 	}
@@ -120,7 +120,7 @@ func (r *reader) one(n *yaml.Node) rule {
 	f := r.fields(n, "a rule", r.keys([]string{
 		"name", "service", "requesters", "subjects", "permissions",
 		"require", "auto", "deny", "max_duration", "certificate_ttl",
-	}, []string{"match", "reason"}, "break_glass", "max_extended", "delegate", "step_up", "channels")...)
+	}, []string{"match", "reason"}, "break_glass", "max_extended", "delegate", "step_up", "channels", "escalate")...)
 	if f == nil {
 		return rule{}
 	}
@@ -151,6 +151,9 @@ func (r *reader) one(n *yaml.Node) rule {
 	r.durations(n, f, &q)
 	if v := f["break_glass"]; v != nil {
 		q.breakGlass = r.breakGlass(v, f, q.maxDuration)
+	}
+	if v := f["escalate"]; v != nil {
+		q.escalate = r.escalate(v, f, q.require)
 	}
 	if v := f["delegate"]; v != nil {
 		q.delegate = r.delegate(v, f, q.maxDuration)
@@ -275,9 +278,13 @@ func (r *reader) verdict(n *yaml.Node, f map[string]*yaml.Node, q *rule) {
 }
 
 func (r *reader) requirements(n *yaml.Node) []Requirement {
+	return r.requirementsOf(n, "require", "[{group: owners, approvals: 1}] (auto: true asks nobody)")
+}
+
+func (r *reader) requirementsOf(n *yaml.Node, what, example string) []Requirement {
 	var out []Requirement
-	for _, item := range r.items(n, "require", "[{group: owners, approvals: 1}] (auto: true asks nobody)") {
-		f := r.fields(item, "require", "group", "approvals")
+	for _, item := range r.items(n, what, example) {
+		f := r.fields(item, what, "group", "approvals")
 		if f == nil {
 			continue
 		}
@@ -289,7 +296,7 @@ func (r *reader) requirements(n *yaml.Node) []Requirement {
 			q.Approvals = r.integer(v, "approvals", MaxApprovals)
 		}
 		if slices.ContainsFunc(out, func(o Requirement) bool { return o.Group == q.Group && q.Group != "" }) {
-			r.fail(item, "require: group %s twice: keep the larger number", q.Group)
+			r.fail(item, "%s: group %s twice: keep the larger number", what, q.Group)
 		}
 		out = append(out, q)
 	}

@@ -103,6 +103,8 @@ type Outcome struct {
 	MaxDuration time.Duration
 	// CertificateTTL is how long each certificate of the grant may live.
 	CertificateTTL time.Duration
+	// Escalation is there when others may approve once nobody has for a while.
+	Escalation *Escalation
 	// BreakGlass is there when the request is granted at once though it would have
 	// to be approved: Require says by whom.
 	BreakGlass *BrokenGlass
@@ -134,6 +136,7 @@ type rule struct {
 	certificateTTL time.Duration
 	breakGlass     *breakGlass   // nil: nobody may
 	delegate       *delegate     // nil: nothing may be delegated
+	escalate       *escalate     // nil: nobody else is ever asked
 	maxExtended    time.Duration // of a grant with its extensions; 0: it has none
 	stepUp         time.Duration // 0: a browser may have signed in whenever it was
 	channels       []string      // nil: certificates alone
@@ -148,7 +151,8 @@ func (p *Policy) Version() int {
 }
 
 // Groups returns every group that the policy names, as requesters, as approvers,
-// as those who may break the glass, as reviewers or as owners, sorted, each once.
+// as those whom a rule escalates to, as those who may break the glass, as reviewers or
+// as owners, sorted, each once.
 func (p *Policy) Groups() []string {
 	if p == nil {
 		return nil
@@ -162,6 +166,11 @@ func (p *Policy) Groups() []string {
 		}
 		for _, q := range r.require {
 			groups = append(groups, q.Group)
+		}
+		if r.escalate != nil {
+			for _, q := range r.escalate.to {
+				groups = append(groups, q.Group)
+			}
 		}
 		if b := r.breakGlass; b != nil {
 			groups = append(append(groups, b.groups...), b.reviewers...)

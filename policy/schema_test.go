@@ -138,6 +138,7 @@ func TestSchemaNamesTheKeys(t *testing.T) {
 		{"reason", rule.Properties["reason"].Ref, "version: 3\nrules: [{reason: {x: 1}}]\n"},
 		{"break_glass", rule.Properties["break_glass"].Ref, "version: 3\nrules: [{require: [], break_glass: {x: 1}}]\n"},
 		{"delegate", rule.Properties["delegate"].Ref, "version: 3\nrules: [{auto: true, delegate: {x: 1}}]\n"},
+		{"escalate", rule.Properties["escalate"].Ref, "version: 3\nrules: [{require: [], escalate: {x: 1}}]\n"},
 		{"a test", test, "version: 3\nrules: []\ntests: [{x: 1}]\n"},
 		{"expect", test.Properties["expect"], "version: 3\nrules: []\ntests: [{expect: {x: 1}}]\n"},
 	} {
