@@ -179,7 +179,7 @@ func (t *turn) begin() error {
 		return denied("node %q is not a member of the cluster", t.cmd.Node)
 	}
 	switch t.cmd.Kind { //nolint:exhaustive // all others are somebody's
-	case KindTick, KindRaiseVersion, KindBeginEpoch, KindAnchorAccess, KindSettleOutbox:
+	case KindTick, KindRaiseVersion, KindBeginEpoch, KindAnchorAccess, KindSettleOutbox, KindEscalateRequest:
 		return t.clusterOnly()
 	case KindAdoptManifest, KindRemoveNode:
 		if t.cmd.Actor == "" {
@@ -278,6 +278,8 @@ func (t *turn) perform() (Object, error) {
 		return t.revokeEmergency(b)
 	case AnchorAccess:
 		return t.anchorAccess(b)
+	case EscalateRequest:
+		return t.escalateRequest(b)
 	case CloseReview:
 		return t.closeReview(b)
 	case SettleOutbox:

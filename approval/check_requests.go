@@ -63,6 +63,9 @@ func (c *checker) request(u uid, r Request, granted bool) {
 	at := string(u[:])
 	if r.State == RequestPending {
 		c.want[string(pairKey(prefixPendingReq, r.Requester, at))] = until(r.Expires)
+		if when := r.Escalates(); when != 0 && r.Escalated == 0 {
+			c.mark(dueAt(prefixEscalate, when, dueEscalation, at))
+		}
 		c.mark(dueAt(prefixDue, r.Expires, dueRequest, at))
 	} else if !granted {
 		c.mark(dueAt(prefixEnded, r.Ended, endedRecord, at))
@@ -70,6 +73,7 @@ func (c *checker) request(u uid, r Request, granted bool) {
 	c.need(r.State != RequestPending || u.made() >= c.m.EpochBegan, "request %s is pending and older than the epoch", r.ID)
 	c.need((r.State == RequestPending) == (r.Ended == 0), "request %s is %s and ended at %q", r.ID, r.State, r.Ended)
 	c.need(granted == (r.State == RequestApproved && r.Extends == nil), "request %s is %s, grant: %v", r.ID, r.State, granted)
+	c.need(r.Escalated == 0 || r.Escalates() != 0 && r.Escalated >= r.Escalates(), "request %s was escalated at %q, and was to be at %q", r.ID, r.Escalated, r.Escalates())
 	c.revisions(r)
 	c.decisions(r)
 	c.review(u, r)
@@ -95,7 +99,7 @@ func (c *checker) extensions(g Grant, r Request) {
 			q.Service == g.Service && slices.Equal(q.Current().Permissions, g.Permissions) && q.Extends.From <= end,
 			"grant %s was extended by request %s, which is %s", g.ID, q.ID, q.State)
 		end = q.Extends.From + Millis(e.MS)
-		c.need(q.Auto || len(e.Persons) == len(seats(q.Current().Requirements)) && len(e.Persons) > 0, "request %s: %d persons approved it", q.ID, len(e.Persons))
+		c.need(q.Auto || len(e.Persons) > 0 && (len(e.Persons) == len(seats(q.Current().Requirements)) || len(e.Persons) == len(seats(q.Alternative()))), "request %s: %d persons approved it", q.ID, len(e.Persons))
 		for i, person := range e.Persons {
 			c.need(person != q.RequesterPerson && person != r.RequesterPerson && !slices.Contains(e.Persons[:i], person) &&
 				slices.ContainsFunc(q.Decisions, func(d Decision) bool { return d.Person == person && d.Verdict == Approve }),
@@ -139,6 +143,7 @@ func (c *checker) revisions(r Request) {
 		hash, err := contentHash(r, v)
 		c.need(err == nil && hash == v.Hash, "request %s: revision %d has hash %s, not %s", r.ID, i, v.Hash, hash)
 		c.need(v.Auto || r.Emergency != nil || len(seats(v.Requirements)) > 0, "request %s: revision %d needs nobody", r.ID, i)
+		c.need(v.Escalation == nil || !v.Auto && v.Escalation.AfterMS > 0 && len(seats(v.Escalation.Requirements)) > 0, "request %s: revision %d is escalated to nobody", r.ID, i)
 		c.need(r.CertificateTTL <= v.CertificateTTL && r.MaxDurationMS <= v.MaxDurationMS && v.DurationMS <= v.MaxDurationMS,
 			"request %s: lifetimes beyond what policy said to revision %d", r.ID, i)
 		if i == 0 {
@@ -221,14 +226,19 @@ func (c *checker) votes(g Grant, r Request) {
 		}
 	}
 	need := map[string]int{}
-	for _, q := range g.Requirements {
+	filled := g.Requirements
+	if g.Escalated != nil {
+		filled = g.Escalated
+		c.need(r.Escalated != 0 && r.Current().Escalation != nil && slices.Equal(filled, r.Current().Escalation.Requirements), "grant %s: others approved it, and were never asked", g.ID)
+	}
+	for _, q := range filled {
 		need[q.Group] += q.Approvals
 	}
 	c.need(g.Auto || g.Emergency != nil || len(g.Votes) > 0, "grant %s: nobody approved it", g.ID)
 	for group, n := range need {
 		c.need(have[group] == n, "grant %s: %d approvals of %s, %d needed", g.ID, have[group], group, n)
 	}
-	c.need(len(g.Votes) == len(seats(g.Requirements)), "grant %s: %d votes", g.ID, len(g.Votes))
+	c.need(len(g.Votes) == len(seats(filled)), "grant %s: %d votes", g.ID, len(g.Votes))
 }
 
 func covers(g Grant, seen Revision) bool {

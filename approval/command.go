@@ -50,6 +50,8 @@ const (
 	KindAnchorAccess Kind = "access.anchor"
 
 	// Since version 4.
+	KindEscalateRequest Kind = "request.escalate"
+
 	KindCloseReview  Kind = "review.close"
 	KindSettleOutbox Kind = "outbox.settle"
 	KindReplayOutbox Kind = "outbox.replay"
@@ -63,7 +65,7 @@ func (k Kind) since() int {
 		return 2
 	case KindAnchorAccess:
 		return 3
-	case KindCloseReview, KindSettleOutbox, KindReplayOutbox, KindForgetOutbox:
+	case KindCloseReview, KindSettleOutbox, KindReplayOutbox, KindForgetOutbox, KindEscalateRequest:
 		return 4
 	}
 	return 1

@@ -54,8 +54,11 @@ func (t *turn) checkVoter(r Request, b DecideRequest) error {
 	if err := eligible(t.state().involved(r), t.person); err != nil {
 		return err
 	}
-	if len(t.state().groupsFor(r.Current().Requirements, t.person)) == 0 {
-		return denied("%s is in none of the groups that must approve: %s", t.person, describe(r.Current().Requirements))
+	if len(t.state().groupsFor(r.deciders(), t.person)) == 0 {
+		if err := t.tooEarly(r); err != nil {
+			return err
+		}
+		return denied("%s is in none of the groups that must approve: %s", t.person, describe(r.deciders()))
 	}
 	return nil
 }
@@ -101,14 +104,15 @@ func (t *turn) approveRequest(r *Request, b DecideRequest, d *requestDetails) (*
 	v := r.Current()
 	if d.Hash != v.Hash {
 		d.Hash, d.Permissions, d.DurationMS, d.Requirements = v.Hash, v.Permissions, v.DurationMS, requirementDetails(v.Requirements)
+		d.Escalation = v.Escalation.details()
 	}
 	t.record(r, b)
-	votes, satisfied := t.state().count(*r)
+	votes, of, satisfied := t.state().count(*r)
 	if !satisfied {
 		t.saveRequest(r)
 		return nil, nil //nolint:nilnil // no grant yet
 	}
-	return t.approve(r, votes)
+	return t.approve(r, votes, of)
 }
 
 // record puts the actor's decision on what r says now in place of an earlier
@@ -160,6 +164,13 @@ func (t *turn) narrow(r *Request, b DecideRequest) error {
 	if !r.Delegation.within(delegationOf(out.Delegation)) {
 		return denied("narrowed so, less of it may be delegated than is asked for").then("deny it, and have the requester ask for less")
 	}
-	_, err = pin(r, v, out)
-	return err
+	t.noEscalation(*r)
+	if v, err = pin(r, v, out); err != nil {
+		return err
+	}
+	if !v.Escalation.same(was.Escalation) {
+		r.Escalated = 0 // to others, or at another time: it is their turn when that has come
+	}
+	t.awaitEscalation(*r)
+	return nil
 }

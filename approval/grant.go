@@ -20,8 +20,9 @@ type grantDetails struct {
 	Votes     []Vote     `json:"votes,omitempty"`
 }
 
-// approve turns a request into a grant, or into a later end of one. The votes are those that were counted.
-func (t *turn) approve(r *Request, votes []Vote) (*grantDetails, error) {
+// approve turns a request into a grant, or into a later end of one. The votes are those that were
+// counted, of what: the requirements, or what it was escalated to.
+func (t *turn) approve(r *Request, votes []Vote, of []Requirement) (*grantDetails, error) {
 	if r.Extends != nil {
 		return t.extend(r, votes)
 	}
@@ -39,6 +40,9 @@ func (t *turn) approve(r *Request, votes []Vote) (*grantDetails, error) {
 		NotBefore: max(t.now, r.Start), CertificateTTL: r.CertificateTTL, CSRKey: r.CSRKey, CSRBy: r.CSRBy,
 		Auto: v.Auto, Requirements: v.Requirements, Votes: votes, Created: t.now, Trace: r.Trace, Index: t.index,
 		BreakGlass: r.Review != nil, Delegation: r.Delegation, Parent: r.Parent,
+	}
+	if !slices.Equal(of, v.Requirements) {
+		g.Escalated = of
 	}
 	// A scheduled grant ends when it was said to, however late it was approved.
 	g.Expiry = g.NotBefore + Millis(v.DurationMS)
@@ -174,7 +178,7 @@ func (t *turn) mayRevoke(g Grant) bool {
 	}
 	// Who is involved in the request is kept from approving it, and for the
 	// same reason may always stop it.
-	return t.person != "" && (t.reviews(g) || t.stands(g) || len(t.state().groupsFor(g.Requirements, t.person)) > 0 ||
+	return t.person != "" && (t.reviews(g) || t.stands(g) || len(t.state().groupsFor(slices.Concat(g.Requirements, g.Escalated), t.person)) > 0 ||
 		t.state().involved(Request{Requester: g.Requester, Subject: g.Subject})[t.person] != "")
 }
 

@@ -21,6 +21,7 @@ type content struct {
 	Extends        *Extends      `cbor:"14,keyasint,omitempty"`
 	Of             string        `cbor:"15,keyasint,omitempty"` // the grant that it is made of
 	Delegation     *Delegation   `cbor:"16,keyasint,omitempty"`
+	Escalation     *Escalation   `cbor:"17,keyasint,omitempty"`
 }
 
 // contentHash is the canonical hash of a request as revision v says it: hex
@@ -31,7 +32,7 @@ func contentHash(r Request, v Revision) (string, error) {
 		Service: r.Service, Permissions: v.Permissions, Start: r.Start, DurationMS: v.DurationMS,
 		Reason: r.Reason, CSRKey: r.CSRKey, PolicyRevision: r.PolicyRevision,
 		Requirements: v.Requirements, Parent: v.Parent, BreakGlass: r.Review != nil,
-		Extends: r.Extends, Of: r.Parent, Delegation: r.Delegation,
+		Extends: r.Extends, Of: r.Parent, Delegation: r.Delegation, Escalation: v.Escalation,
 	})
 	return sha256Hex(data), err
 }

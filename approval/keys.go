@@ -49,6 +49,7 @@ import (
 //	ot/TARGET                how far notifications have gone (Target)
 //	ox/TARGET 0 <n>          dead letters (DeadLetter), n is the audit entry in 8 big-endian bytes
 //	rp/REQUESTER 0 <id>      pending requests, by requester → when they expire
+//	rq/<ms> KIND <id>        …that are to be escalated, and when
 //	cp/AUTHOR 0 <id>         pending changes, by author → when they expire
 //	k/HASH                   results kept for idempotency  (kept)
 //	kd/<ms> KIND HASH        when they are dropped
@@ -89,6 +90,7 @@ const (
 	prefixIdemDue      = "kd/"
 	prefixDue          = "d/"
 	prefixPendingReq   = "rp/"
+	prefixEscalate     = "rq/"
 	prefixPendingChg   = "cp/"
 	prefixAuditHash    = "ah/"
 	prefixAuditEdge    = "ae/"
@@ -118,6 +120,7 @@ const (
 	dueFeedGrant  = 'u'
 	dueFeedIssuer = 'v'
 	dueIdem       = 'k'
+	dueEscalation = 'q'
 )
 
 // What has ended, or runs out without a leaf of its own.

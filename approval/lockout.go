@@ -28,6 +28,12 @@ func (t *turn) checkLockout(yaml string) error {
 				d.Line, d.Rule, describe(asRequirements(d.Require))).then("ask for fewer approvals, or add persons to the groups first")
 		}
 	}
+	for _, d := range p.Escalations() {
+		if !t.canBeMet(d, people) {
+			return invalid("line %d: rule %q escalates to who can never approve: there are too few (%s) without whoever asks",
+				d.Line, d.Rule, describe(asRequirements(d.Require))).then("name another group under to, or add persons to it first")
+		}
+	}
 	for _, d := range p.Reviews() {
 		if !t.canBeMet(d, people) {
 			return invalid("line %d: rule %q lets the glass be broken, and nobody could review it: there are too few in %s without whoever broke it",

@@ -110,6 +110,8 @@ type Revision struct {
 	Auto           bool  `json:"auto,omitempty" cbor:"8,keyasint,omitempty"`
 	MaxDurationMS  int64 `json:"max_duration_ms" cbor:"9,keyasint"`
 	CertificateTTL int64 `json:"certificate_ttl_ms" cbor:"10,keyasint"` // ms
+
+	Escalation *Escalation `json:"escalation,omitempty" cbor:"11,keyasint,omitempty"` // nil: nobody else may approve
 }
 
 // Decision is one person's verdict on a request or change.
@@ -154,6 +156,8 @@ type Request struct {
 	Delegation *Delegation `json:"delegation,omitempty" cbor:"27,keyasint,omitempty"` // nil: its grant is not delegable
 	Parent     string      `json:"parent,omitempty" cbor:"28,keyasint,omitempty"`     // the grant that its grant is made of, "" for none
 	Extends    *Extends    `json:"extends,omitempty" cbor:"26,keyasint,omitempty"`    // nil: it makes a grant of its own
+
+	Escalated Millis `json:"escalated,omitempty" cbor:"31,keyasint,omitempty"` // when others were asked, too, of which the last revision says who; 0: they were not
 
 	Bundles []string `json:"bundles,omitempty" cbor:"30,keyasint,omitempty"` // of the policy then, that it was asked for by; what it allows is in its revisions
 }
@@ -220,6 +224,10 @@ type Grant struct {
 	Delegation *Delegation `json:"delegation,omitempty" cbor:"28,keyasint,omitempty"`  // as of its request
 	Parent     string      `json:"parent,omitempty" cbor:"29,keyasint,omitempty"`      // as of its request
 	Extensions []Extension `json:"extensions,omitempty" cbor:"27,keyasint,omitempty"`  // Expiry is that of the last
+
+	// Escalated is what its votes fill where those that it requires had not decided in
+	// time; nil: they fill the requirements.
+	Escalated []Requirement `json:"escalated,omitempty" cbor:"30,keyasint,omitempty"`
 }
 
 // StateAt returns the state, counting an active grant as expired once its time

@@ -54,6 +54,9 @@ func (t *turn) outcome(r Request, v Revision, answers []Answer) (policy.Outcome,
 	if n := len(seats(requirements(out))); n > MaxDecisions {
 		out = policy.Outcome{Reason: fmt.Sprintf("it needs %d approvals, and a request has at most %d", n, MaxDecisions)}
 	}
+	if e := escalationOf(out.Escalation); e != nil && len(seats(e.Requirements)) > MaxDecisions {
+		out = policy.Outcome{Reason: fmt.Sprintf("once it is escalated it needs %d approvals, and a request has at most %d", len(seats(e.Requirements)), MaxDecisions)}
+	}
 	return out, nil
 }
 
@@ -105,7 +108,7 @@ func (t *turn) checkRevisions(policyRevision, directoryRevision uint64) error {
 
 // pin writes what the policy says about a revision into it, and its hash.
 func pin(r *Request, v Revision, out policy.Outcome) (Revision, error) {
-	v.Requirements, v.Auto = requirements(out), out.Auto
+	v.Requirements, v.Auto, v.Escalation = requirements(out), out.Auto, escalationOf(out.Escalation)
 	v.MaxDurationMS, v.CertificateTTL = out.MaxDuration.Milliseconds(), out.CertificateTTL.Milliseconds()
 	hash, err := contentHash(*r, v)
 	if err != nil {
@@ -141,7 +144,7 @@ func (t *turn) checkPinned(r Request, b DecideRequest) error {
 		return err
 	}
 	d := delegationOf(out.Delegation)
-	if out.Allowed && d.within(r.Delegation) && r.Delegation.within(d) && out.Auto == v.Auto && slices.Equal(requirements(out), v.Requirements) &&
+	if out.Allowed && d.within(r.Delegation) && r.Delegation.within(d) && out.Auto == v.Auto && slices.Equal(requirements(out), v.Requirements) && escalationOf(out.Escalation).same(v.Escalation) &&
 		out.MaxDuration.Milliseconds() == v.MaxDurationMS && out.CertificateTTL.Milliseconds() == v.CertificateTTL {
 		return checkChannel(b, out.Channels)
 	}

@@ -22,7 +22,8 @@ type requestDetails struct {
 	Decision       Verdict             `json:"decision,omitempty"`
 	Delegation     *delegationDetails  `json:"delegation,omitempty"`
 	DurationMS     int64               `json:"duration_ms,omitempty"`
-	Extends        string              `json:"extends,omitempty"` // a grant
+	Escalation     *escalationDetails  `json:"escalation,omitempty"` // who may approve instead, and after how long
+	Extends        string              `json:"extends,omitempty"`    // a grant
 	Grant          *grantDetails       `json:"grant,omitempty"`
 	Hash           string              `json:"hash"`
 	Parent         string              `json:"parent,omitempty"` // the grant that it is made of
@@ -90,14 +91,14 @@ func (t *turn) createRequest(b CreateRequest) (Object, error) {
 		Answers: answerTexts(b.Answers), BreakGlass: glass, Extends: r.extends(), Parent: r.Parent, Delegation: r.Delegation.details(), Bundles: r.Bundles,
 		Subject: r.Subject, Service: r.Service, Permissions: v.Permissions, DurationMS: v.DurationMS,
 		Start: r.Start, Reason: r.Reason, CSRKey: r.CSRKey, PolicyRevision: r.PolicyRevision,
-		Rules: r.Rules, Requirements: requirementDetails(v.Requirements), Person: t.person, Hash: v.Hash,
+		Rules: r.Rules, Requirements: requirementDetails(v.Requirements), Person: t.person, Hash: v.Hash, Escalation: v.Escalation.details(),
 	}
 	t.openRequest(&r)
 	if r.Review != nil {
 		t.openReview(r)
 	}
 	if r.Auto || r.Review != nil || r.Parent != "" {
-		if d.Grant, err = t.approve(&r, nil); err != nil {
+		if d.Grant, err = t.approve(&r, nil, v.Requirements); err != nil {
 			return nil, err
 		}
 	}
@@ -292,6 +293,7 @@ func (t *turn) openRequest(r *Request) {
 	t.enterState(prefixRequestState, u, string(r.State))
 	t.Put(pairKey(prefixPendingReq, r.Requester, string(u[:])), until(r.Expires))
 	t.mark(dueAt(prefixDue, r.Expires, dueRequest, string(u[:])))
+	t.awaitEscalation(*r)
 	t.saveRequest(r)
 }
 
@@ -359,6 +361,7 @@ func (t *turn) endRequest(r *Request, state RequestState) {
 	t.enterState(prefixRequestState, u, string(state))
 	t.unmark(pairKey(prefixPendingReq, r.Requester, string(u[:])))
 	t.unmark(dueAt(prefixDue, r.Expires, dueRequest, string(u[:])))
+	t.noEscalation(*r)
 	r.State, r.Ended, r.EndedBy = state, t.now, t.cmd.Actor
 	if state != RequestApproved || r.Extends != nil { // what has a grant ends with it
 		t.mark(dueAt(prefixEnded, r.Ended, endedRecord, string(u[:])))

@@ -193,6 +193,7 @@ func TestRecordsKeepEverything(t *testing.T) {
 		g.Extensions[i].Request = u.String()
 	}
 	g.CertificateTTL, g.CSRKey, g.CSRBy, g.Requirements, g.Trace = r.CertificateTTL-1, r.CSRKey, r.CSRBy, v.Requirements, r.Trace
+	g.Escalated = v.Escalation.Requirements
 	name, err := grantID("grants.acme.test", r, perms)
 	if err != nil {
 		t.Fatal(err)
@@ -244,6 +245,7 @@ func TestRecordsRefuseWhatTheyCannotKeep(t *testing.T) {
 		"a hash in capitals":           func() { r.CSRKey = strings.Repeat("AB", 32) },
 		"a decision on something else": func() { r.Decisions[0].Hash = sha256Hex(nil) },
 		"a verdict that is none":       func() { r.Decisions[0].Verdict = "perhaps" },
+		"an escalation to nobody":      func() { g.Escalated = []Requirement{{"security", 1}} },
 		"a vote that was never given":  func() { g.Votes[0].Person = "eve" },
 		"a state that is none":         func() { r.State = "lost" },
 		"a grant's state that is none": func() { g.State = "lost" },

@@ -40,6 +40,7 @@ type storedRequest struct {
 	Parent          []byte           `cbor:"25,keyasint,omitempty"` // an id; since version 4
 	Delegation      *Delegation      `cbor:"26,keyasint,omitempty"` // since version 4
 	Bundles         []string         `cbor:"30,keyasint,omitempty"` // since version 4
+	Escalated       int64            `cbor:"31,keyasint,omitempty"` // 0: it was not; otherwise 1 more; since version 4
 }
 
 // storedExtends names the grant that a request extends by its id.
@@ -83,6 +84,12 @@ type storedRevision struct {
 	Auto           bool                `cbor:"7,keyasint,omitempty"`
 	MaxDurationMS  int64               `cbor:"8,keyasint"`
 	CertificateTTL int64               `cbor:"9,keyasint"`
+	Escalation     *storedEscalation   `cbor:"10,keyasint,omitempty"` // since version 4
+}
+
+type storedEscalation struct {
+	AfterMS      int64               `cbor:"1,keyasint"`
+	Requirements []storedRequirement `cbor:"2,keyasint"`
 }
 
 type storedRequirement struct {
@@ -119,6 +126,7 @@ type storedGrant struct {
 	// Since version 4.
 	Extensions     []storedExtension `cbor:"12,keyasint,omitempty"`
 	CertificateTTL int64             `cbor:"13,keyasint,omitempty"` // 0: the request's
+	Escalated      bool              `cbor:"14,keyasint,omitempty"` // the votes fill what the request was escalated to
 }
 
 // storedVote is a decision that filled a seat of a group.
@@ -217,6 +225,13 @@ func (p *packer) requirements(all []Requirement) (out []storedRequirement) {
 	return out
 }
 
+func (p *packer) escalation(e *Escalation) *storedEscalation {
+	if e == nil {
+		return nil
+	}
+	return &storedEscalation{e.AfterMS, p.requirements(e.Requirements)}
+}
+
 func placeOf[T comparable](p *packer, all []T, v T) int {
 	i := slices.Index(all, v)
 	if i < 0 {
@@ -248,7 +263,8 @@ func pack(r Request, g *Grant) (storedRequest, error) {
 	}
 	for _, v := range r.Revisions {
 		s.Revisions = append(s.Revisions, storedRevision{
-			Hash: p.revisionHash(r, g, v), Permissions: v.Permissions, DurationMS: v.DurationMS, Requirements: p.requirements(v.Requirements),
+			Escalation: p.escalation(v.Escalation),
+			Hash:       p.revisionHash(r, g, v), Permissions: v.Permissions, DurationMS: v.DurationMS, Requirements: p.requirements(v.Requirements),
 			By: p.name(v.By), At: p.since(v.At), Auto: v.Auto, MaxDurationMS: v.MaxDurationMS, CertificateTTL: v.CertificateTTL,
 		})
 	}
@@ -261,7 +277,7 @@ func pack(r Request, g *Grant) (storedRequest, error) {
 			Person: p.name(d.Person), Actor: p.name(d.Actor), Deny: d.Verdict == Deny, Comment: d.Comment, Revision: on, At: p.since(d.At), Slack: d.Slack,
 		})
 	}
-	s.Bundles = r.Bundles
+	s.Bundles, s.Escalated = r.Bundles, p.maybe(r.Escalated)
 	if r.Review != nil {
 		s.Review = p.review(*r.Review)
 	}
@@ -329,6 +345,9 @@ func (p *packer) grant(r Request, g Grant) *storedGrant {
 	}
 	if g.CertificateTTL != r.CertificateTTL {
 		s.CertificateTTL = g.CertificateTTL
+	}
+	if s.Escalated = g.Escalated != nil; s.Escalated && !slices.Equal(g.Escalated, r.Alternative()) {
+		p.bad("grant %s was approved by others than its request was escalated to", g.ID)
 	}
 	for _, e := range g.Extensions {
 		x := storedExtension{Request: p.id(e.Request), MS: e.MS}

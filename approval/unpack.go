@@ -64,7 +64,7 @@ func (u *unpacker) request(id uid) Request {
 	case u.Start < 0:
 		r.Start = u.when(u.Start)
 	}
-	r.Bundles = u.Bundles
+	r.Bundles, r.Escalated = u.Bundles, u.maybe(u.Escalated)
 	if u.Review != nil {
 		r.Review = u.review()
 	}
@@ -79,6 +79,9 @@ func (u *unpacker) request(id uid) Request {
 			Hash: hex.EncodeToString(s.Hash), Permissions: s.Permissions, DurationMS: s.DurationMS,
 			Requirements: u.requirements(s.Requirements), By: u.name(s.By), At: u.when(s.At), Auto: s.Auto,
 			MaxDurationMS: s.MaxDurationMS, CertificateTTL: s.CertificateTTL,
+		}
+		if e := s.Escalation; e != nil {
+			v.Escalation = &Escalation{e.AfterMS, u.requirements(e.Requirements)}
 		}
 		if i > 0 {
 			v.Parent = r.Revisions[i-1].Hash
@@ -146,6 +149,9 @@ func (u *unpacker) grant(r Request) Grant {
 	}
 	if s.CertificateTTL != 0 {
 		g.CertificateTTL = s.CertificateTTL
+	}
+	if s.Escalated {
+		g.Escalated = r.Alternative()
 	}
 	for _, x := range s.Extensions {
 		e := Extension{Request: u.id(x.Request), MS: x.MS, Persons: make([]string, 0, len(x.Persons))}

@@ -82,6 +82,9 @@ func TestVersions(t *testing.T) {
 	account := w.command("ada", ProposeChange{ID: w.id(), Edit: Edit{Kind: EditPersonSet, Person: &Person{Name: "bob", IDs: []string{spiffe("bob")}, Slack: bobInSlack}}, BaseRevision: 1})
 	account.V = 3
 	same("a Slack account before version 4", account, ErrInvalid)
+	escalated := w.command("", EscalateRequest{Request: w.id()})
+	escalated.V = 3
+	same("an escalation before version 4", escalated, ErrInvalid)
 	settle := w.command("", SettleOutbox{Target: "chat", Position: 1})
 	settle.V = 3
 	same("a settlement in version 3", settle, ErrInvalid)

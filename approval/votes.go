@@ -111,8 +111,29 @@ func within(service string, v, seen Revision) bool {
 // who everyone is now: one who left a group, whose ID went to someone else, or
 // who has become involved no longer counts.
 func (s State) Standing(r Request) (votes []Vote, counts []bool) {
+	votes, counts = s.standing(r, r.Current().Requirements)
+	if also := r.Alternative(); also != nil {
+		_, more := s.standing(r, also)
+		for i := range counts {
+			counts[i] = counts[i] || more[i]
+		}
+	}
+	return votes, counts
+}
+
+// Instead is Standing with regard to what may be met in place of the requirements:
+// none before the request was escalated.
+func (s State) Instead(r Request) []Vote {
+	votes, _ := s.standing(r, r.Alternative())
+	return votes
+}
+
+// standing says where the approvals of r are with regard to what is required, or to
+// what may be met in place of it: votes are the seats that can be filled, and counts
+// says of each decision whether it counts towards any.
+func (s State) standing(r Request, required []Requirement) (votes []Vote, counts []bool) {
 	var (
-		all     = seats(r.Current().Requirements)
+		all     = seats(required)
 		stakes  = s.involved(r)
 		persons []Decision
 		groups  []map[string]bool
@@ -123,7 +144,7 @@ func (s State) Standing(r Request) (votes []Vote, counts []bool) {
 		if seen[d.Person] || !stands(r, d) || !s.speaksFor(d) || !s.stillInSlack(r, d) || eligible(stakes, d.Person) != nil {
 			continue
 		}
-		in := s.groupsFor(r.Current().Requirements, d.Person)
+		in := s.groupsFor(required, d.Person)
 		seen[d.Person], counts[i] = true, len(in) > 0
 		persons, groups = append(persons, d), append(groups, in)
 	}
@@ -137,15 +158,23 @@ func (s State) Standing(r Request) (votes []Vote, counts []bool) {
 	return votes, counts
 }
 
-// count returns the votes that fill every seat that r requires, and false when
-// some stay empty. A request that needs nobody is approved by policy alone.
-func (s State) count(r Request) ([]Vote, bool) {
-	need := len(seats(r.Current().Requirements))
-	if need == 0 {
-		return nil, r.Current().Auto
+// count returns the votes that fill every seat that r requires, or every one that it
+// was escalated to, and what they fill; false when some of both stay empty. A request
+// that needs nobody is approved by policy alone.
+func (s State) count(r Request) (votes []Vote, of []Requirement, satisfied bool) {
+	required := r.Current().Requirements
+	if len(seats(required)) == 0 {
+		return nil, required, r.Current().Auto
 	}
-	votes, _ := s.Standing(r)
-	return votes, len(votes) == need
+	if votes, _ = s.standing(r, required); len(votes) == len(seats(required)) {
+		return votes, required, true
+	}
+	also := r.Alternative()
+	if len(seats(also)) == 0 {
+		return votes, required, false
+	}
+	votes, _ = s.standing(r, also)
+	return votes, also, len(votes) == len(seats(also))
 }
 
 // speaksFor says whether a decision's ID still is its person's.

@@ -215,6 +215,8 @@ func decodeBody(kind Kind, data []byte) (Body, error) {
 		return decodeAs[RevokeEmergency](data)
 	case KindAnchorAccess:
 		return decodeAs[AnchorAccess](data)
+	case KindEscalateRequest:
+		return decodeAs[EscalateRequest](data)
 	case KindCloseReview:
 		return decodeAs[CloseReview](data)
 	case KindSettleOutbox:

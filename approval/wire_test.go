@@ -121,6 +121,7 @@ func oneOfEach() []Command {
 		},
 		DecideRequest{Request: id + "1", Hash: hash, Verdict: Approve, Permissions: []string{}, PolicyRevision: 3, DirectoryRevision: 4, Slack: "T024BE7LH/U024BE7LH"},
 		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditPersonSet, Person: &inSlack}, BaseRevision: 4},
+		EscalateRequest{Request: id + "1"},
 	}
 	commands := make([]Command, len(bodies))
 	for i, b := range bodies {
@@ -142,7 +143,7 @@ func first(b Body) int {
 		return 2
 	case AnchorAccess:
 		return 3
-	case CloseReview, SettleOutbox, ReplayOutbox, ForgetOutbox:
+	case CloseReview, SettleOutbox, ReplayOutbox, ForgetOutbox, EscalateRequest:
 		return 4
 	}
 	return 1
@@ -168,7 +169,7 @@ func TestWireGolden(t *testing.T) {
 			t.Errorf("%s comes back different (-sent +read):\n%s", c.Kind, diff)
 		}
 	}
-	if len(kinds) != 31 {
+	if len(kinds) != 32 {
 		t.Errorf("%d kinds", len(kinds))
 	}
 	file := filepath.Join("testdata", "wire.golden")

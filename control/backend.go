@@ -227,6 +227,9 @@ func (e eyes) sees(r approval.Request) bool {
 		if e.involved(r.Requester, r.Subject, rev.Requirements) {
 			return true
 		}
+		if rev.Escalation != nil && r.Escalated != 0 && e.involved(r.Requester, r.Subject, rev.Escalation.Requirements) {
+			return true
+		}
 	}
 	// Who is to review a broken glass sees it, before and after.
 	return r.Review != nil && e.involved(r.Requester, r.Subject, r.Review.Requirements())
@@ -248,7 +251,7 @@ func (e eyes) among(f approval.Filter) approval.Filter {
 }
 
 func (e eyes) seesGrant(g approval.Grant) bool {
-	return e.involved(g.Requester, g.Subject, g.Requirements)
+	return e.involved(g.Requester, g.Subject, slices.Concat(g.Requirements, g.Escalated))
 }
 
 func notFound(what, id string) error {

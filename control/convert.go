@@ -87,6 +87,7 @@ func (n *node) wireRequest(s approval.State, r approval.Request) (api.Request, e
 	out.Require = mapped(cur.Requirements, func(q approval.Requirement) api.Requirement {
 		return api.Requirement{Group: q.Group, Approvals: q.Approvals, Given: given[q.Group]}
 	})
+	out.Escalation = wireEscalation(s, r, given)
 	out.Decisions = wireDecisions(r.Decisions)
 	for i := range out.Decisions {
 		out.Decisions[i].Void = r.State == approval.RequestPending && !counts[i]

@@ -24,7 +24,7 @@ func (n *node) lead(ctx context.Context) {
 	group.Go(func() { n.notifyAll(ctx) })
 	since, said := time.Now(), ""
 	for ctx.Err() == nil {
-		err := errors.Join(n.duties(ctx), n.memberDuties(ctx, since))
+		err := errors.Join(n.duties(ctx), n.escalations(ctx), n.memberDuties(ctx, since))
 		if now := fmt.Sprint(err); err != nil && ctx.Err() == nil && now != said {
 			said = now
 			n.log.LogAttrs(ctx, slog.LevelWarn, "leader duty failed", slog.String("error", now))

@@ -166,6 +166,9 @@ func (n *node) wireExtends(s approval.State, r approval.Request, out *api.Reques
 		return nil
 	}
 	for _, q := range r.Current().Requirements {
+		if r.Escalated != 0 {
+			break // it may be others who did
+		}
 		given[q.Group] = q.Approvals // or it would not have been approved
 	}
 	g, err := s.Grant(r.Extends.Grant)

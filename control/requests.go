@@ -129,7 +129,7 @@ func (b backend) wouldBe(ctx context.Context, call api.Call, a asked) (out api.D
 		out = api.DryRun{
 			Allowed: o.Allowed, Auto: o.Auto, Rules: list(o.Rules), Reason: o.Reason,
 			MaxDuration: api.Duration(o.MaxDuration), CertificateTTL: api.Duration(o.CertificateTTL),
-			StepUp: api.Duration(o.StepUp), PolicyRevision: o.rev.Policy, BreakGlass: wouldBreak(o.BreakGlass), Delegation: wouldDelegate(o.Delegation),
+			StepUp: api.Duration(o.StepUp), PolicyRevision: o.rev.Policy, BreakGlass: wouldBreak(o.BreakGlass), Escalation: wouldEscalate(o.Escalation), Delegation: wouldDelegate(o.Delegation),
 			Require: mapped(o.Require, func(q policy.Requirement) api.Requirement {
 				return api.Requirement{Group: q.Group, Approvals: q.Approvals}
 			}),
@@ -355,7 +355,7 @@ func (b backend) DecideRequest(ctx context.Context, call api.Call, id string, in
 					return err
 				}
 			}
-			if r, err = visibleRequest(s, reader.Caller.ID, id); err != nil {
+			if r, err = decidableRequest(s, reader.Caller.ID, id); err != nil {
 				return err
 			}
 			if len(in.Permissions) > 0 {

@@ -33,6 +33,7 @@ type instruments struct {
 	forgeries   metric.Int64Counter
 	emergencies metric.Int64Counter
 	glasses     metric.Int64Counter
+	escalated   metric.Int64Counter
 	unpublish   metric.Int64Counter
 	gauges      metric.Registration
 
@@ -52,6 +53,7 @@ func newInstruments(p metric.MeterProvider, store *raftstore.Store) (*instrument
 			"handshakes refused, by reason"),
 		emergencies: b.counter("hallpass.certificates.emergency", "emergency certificates that proxies were shown before they were imported"),
 		glasses:     b.counter("hallpass.requests.breakglass", "requests that were granted at once by breaking the glass"),
+		escalated:   b.counter("hallpass.requests.escalated", "requests that others were asked to decide on, since nobody had in time"),
 		forgeries:   b.counter("hallpass.certificates.uncommitted", "certificates that proxies were shown and that were never committed"),
 		unpublish:   b.counter("hallpass.audit.witness.failures", "times that the log's head could not be published at a witness"),
 		forks:       b.counter("hallpass.audit.forks", "heads of another history that the node was asked to cosign"),
@@ -145,6 +147,8 @@ func (i *instruments) uncommittedSeen(ctx context.Context) { i.forgeries.Add(ctx
 func (i *instruments) emergencySeen(ctx context.Context) { i.emergencies.Add(ctx, 1) }
 
 func (i *instruments) brokenGlass(ctx context.Context) { i.glasses.Add(ctx, 1) }
+
+func (i *instruments) requestEscalated(ctx context.Context) { i.escalated.Add(ctx, 1) }
 
 func (i *instruments) unwitnessed(ctx context.Context) { i.unpublish.Add(ctx, 1) }
 

@@ -61,6 +61,7 @@ type DryRun struct {
 	Reason         string        `json:"reason,omitempty" doc:"why it would be refused, and what would be right"`
 	SPIFFEID       string        `json:"spiffe_id,omitempty" doc:"what the certificate would say, with a placeholder for the grant's id"`
 	PolicyRevision uint64        `json:"policy_revision"`
+	Escalation     *Escalation   `json:"escalation,omitempty" doc:"who may approve instead, once it has waited"`
 	Delegation     *Delegation   `json:"delegation,omitempty" doc:"of a delegable request: what may be done with it"`
 	Permissions    []string      `json:"permissions" doc:"what would be asked for, bundles replaced by what they stand for"`
 	BreakGlass     *BreakGlass   `json:"break_glass,omitempty" doc:"of a request to break the glass: require is done without, and it is reviewed"`
@@ -106,6 +107,7 @@ type Request struct {
 	Auto            bool          `json:"auto,omitempty"`
 	Rules           []string      `json:"rules" doc:"names of the rules that matched"`
 	Require         []Requirement `json:"require"`
+	Escalation      *Escalation   `json:"escalation,omitempty" doc:"who may approve instead, once it has waited; absent: nobody"`
 	CertificateTTL  Duration      `json:"certificate_ttl"`
 	StepUp          Duration      `json:"step_up,omitempty" doc:"how long ago at most whoever approves it, or closes its review, in the console must have signed in, by the policy in force; absent: it does not matter"`
 	Decisions       []Decision    `json:"decisions"`

@@ -212,6 +212,6 @@ func (v visit) try(in api.RequestInput) (*tried, error) {
 	for i, text := range t.Permissions {
 		t.Asked = append(t.Asked, asked{At: i, Text: text, Held: holder(held.Grants, as, text)})
 	}
-	t.Needs = newPeople(persons).needs(as)
+	t.Needs = newPeople(persons).needs(as, as.Require)
 	return &t, nil
 }

@@ -121,7 +121,7 @@ func (c *Console) stream(ctx context.Context, cancel context.CancelFunc, w http.
 func pass(ctx context.Context, from API, e api.Event, heard chan<- news) error {
 	n := news{name: "change", id: e.ID}
 	n.data.ID, n.data.Kind = e.Object, e.Kind
-	if e.Kind == "request.create" {
+	if e.Kind == "request.create" || e.Kind == "request.escalate" {
 		r, err := from.Request(ctx, e.Object)
 		switch {
 		case ctx.Err() != nil:
@@ -130,6 +130,8 @@ func pass(ctx context.Context, from API, e api.Event, heard chan<- news) error {
 			return nil
 		case err == nil && r.Extends != nil && r.State == api.RequestApproved:
 			n.data.ID = r.Extends.Grant // whose page says until when it lives
+			return send(ctx, n, heard)
+		case err == nil && e.Kind == "request.escalate" && r.State != api.RequestPending:
 			return send(ctx, n, heard)
 		case err == nil && r.State != api.RequestPending && r.BreakGlass == nil:
 			return nil // decided already; its events follow

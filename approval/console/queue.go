@@ -19,7 +19,8 @@ const queuePage = 100
 type queued struct {
 	api.Request
 	standing
-	Needs []need
+	Needs   []need
+	Instead []need // in place of it, where it is escalated
 }
 
 type queueBody struct {
@@ -69,7 +70,7 @@ func (c *Console) queue(v visit) (view, error) {
 		}
 	}
 	for _, r := range list.Requests {
-		q := queued{r, p.standing(v.me, r), p.needs(r)}
+		q := queued{r, p.standing(v.me, r), p.needs(r, r.Require), p.instead(r)}
 		switch {
 		case q.May:
 			b.Decide = append(b.Decide, q)

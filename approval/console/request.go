@@ -37,6 +37,7 @@ type requestBody struct {
 	New        int // of them that are not held
 	Risks      []string
 	Needs      []need
+	Instead    []need // who may approve in place of them
 	Earlier    []api.Request
 	More       bool // there are more earlier ones than were looked at
 	Policy     uint64
@@ -99,7 +100,7 @@ func (c *Console) requestView(v visit, id string) (view, error) {
 
 func newRequestBody(me api.WhoAmI, r api.Request, p people, held []api.Grant, pair api.RequestList) requestBody {
 	b := requestBody{
-		Request: r, standing: p.standing(me, r), Needs: p.needs(r), More: pair.Next != "", Key: rand.Text(),
+		Request: r, standing: p.standing(me, r), Needs: p.needs(r, r.Require), Instead: p.instead(r), More: pair.Next != "", Key: rand.Text(),
 		Foreign: !strings.HasPrefix(r.Requester, "spiffe://"+me.TrustDomain+"/"),
 	}
 	b.MayCancel = r.State == api.RequestPending &&

@@ -85,8 +85,10 @@ func (p people) standing(me api.WhoAmI, r api.Request) standing {
 		s.Why = "Your identity belongs to no person, and only persons decide."
 	case part != "":
 		s.Why = "You " + part + ". Who has a part in a request never decides on it."
-	case !inAny(me.Groups, r.Require):
-		s.Why = "You are in none of the groups that must approve: " + groupNames(r.Require) + "."
+	case !inAny(me.Groups, r.Deciders()) && r.Escalation != nil && r.Escalation.At != nil && inAny(me.Groups, r.Escalation.Require):
+		s.Why = "You may decide on it from " + r.Escalation.At.UTC().Format("15:04:05") + " UTC on, if nobody has by then. Until then it is for " + groupNames(r.Require) + "."
+	case !inAny(me.Groups, r.Deciders()):
+		s.Why = "You are in none of the groups that must approve: " + groupNames(r.Deciders()) + "."
 	case approvedBy(r, me.Person) != nil:
 		s.MayDeny, s.Why = true, "You have approved it already. It waits for others."
 	default:
@@ -127,11 +129,19 @@ type need struct {
 	Could                     string // who could do it
 }
 
+// instead says what may be given in place of it; nil for nothing.
+func (p people) instead(r api.Request) []need {
+	if r.Escalation == nil {
+		return nil
+	}
+	return p.needs(r, r.Escalation.Require)
+}
+
 // needs says what is still missing of a request, and who could give it.
-func (p people) needs(r api.Request) []need {
+func (p people) needs(r api.Request, require []api.Requirement) []need {
 	stakes := p.stakes(r)
-	out := make([]need, 0, len(r.Require))
-	for _, q := range r.Require {
+	out := make([]need, 0, len(require))
+	for _, q := range require {
 		n := need{Group: q.Group, Given: q.Given, Approvals: q.Approvals, Missing: max(q.Approvals-q.Given, 0)}
 		var names []string
 		for _, one := range p.all {

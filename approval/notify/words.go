@@ -28,19 +28,37 @@ type field struct{ name, value string }
 
 // details are what entries' details have in common, as far as messages tell it.
 type details struct {
-	Decision    string    `json:"decision"`
-	Person      string    `json:"person"`
-	Comment     string    `json:"comment"`
-	Slack       string    `json:"slack"` // account whose button it was; person says whose that is
-	Reason      string    `json:"reason"`
-	State       string    `json:"state"`
-	Service     string    `json:"service"`
-	Permissions []string  `json:"permissions"`
-	DurationMS  int64     `json:"duration_ms"`
-	Requests    []string  `json:"requests"`    // of a tick, as are the next
-	BreakGlass  *struct{} `json:"break_glass"` // nil: the approvals that it requires were, or are, waited for
-	Grants      []string  `json:"grants"`
-	Changes     []string  `json:"changes"`
+	Decision    string      `json:"decision"`
+	Person      string      `json:"person"`
+	Comment     string      `json:"comment"`
+	Slack       string      `json:"slack"` // account whose button it was; person says whose that is
+	Reason      string      `json:"reason"`
+	State       string      `json:"state"`
+	Service     string      `json:"service"`
+	Permissions []string    `json:"permissions"`
+	DurationMS  int64       `json:"duration_ms"`
+	Requests    []string    `json:"requests"` // of a tick, as are the next
+	Escalation  *escalation `json:"escalation"`
+	BreakGlass  *struct{}   `json:"break_glass"` // nil: the approvals that it requires were, or are, waited for
+	Grants      []string    `json:"grants"`
+	Changes     []string    `json:"changes"`
+}
+
+// escalation says who may decide on a request in place of others.
+type escalation struct {
+	AfterMS      int64                  `json:"after_ms"`
+	Requirements []approval.Requirement `json:"requirements"`
+}
+
+func (e *escalation) words() string {
+	if e == nil {
+		return ""
+	}
+	var texts []string
+	for _, q := range e.Requirements {
+		texts = append(texts, fmt.Sprintf("%d of %s", q.Approvals, q.Group))
+	}
+	return strings.Join(texts, " and ") + ", after " + (time.Duration(e.AfterMS) * time.Millisecond).String()
 }
 
 // words says an event in words.
@@ -63,12 +81,13 @@ func (e Event) words() message {
 		}
 		add("reason", r.Reason)
 		add("request", r.ID)
-		if e.Kind == approval.KindCreateRequest && r.State == string(approval.RequestPending) {
+		if (e.Kind == approval.KindCreateRequest || e.Kind == approval.KindEscalateRequest) && r.State == string(approval.RequestPending) {
 			m.next = "hallpass review show " + r.ID
 		}
 	} else {
 		add("about", e.Object)
 	}
+	add("to decide instead", d.Escalation.words())
 	add("by", e.Actor)
 	if d.Slack != "" {
 		add("decided", "in Slack by "+d.Person+", account "+d.Slack+": no certificate was seen")
@@ -129,6 +148,8 @@ func (e Event) headline(d details) string {
 		text = who + " approves " + about
 	case e.Kind == approval.KindDecideRequest:
 		text = who + " denies " + about
+	case e.Kind == approval.KindEscalateRequest:
+		text = about + " is escalated: nobody has decided on it in time"
 	case e.Kind == approval.KindCancelRequest:
 		text = who + " withdraws the request of " + about
 	case e.Kind == approval.KindRevokeGrant:

@@ -172,7 +172,7 @@ func (a *app) askFirst(ctx context.Context, c *api.Client, f execFlags, service 
 		return "", err
 	}
 	if r.State == api.RequestPending {
-		fmt.Fprintln(a.stderr, safeLine(fmt.Sprintf("request %s waits for %s", r.ID, strings.Join(needs(r.Require), " and "))))
+		fmt.Fprintln(a.stderr, safeLine(fmt.Sprintf("request %s waits for %s", r.ID, waitsFor(r, " and "))))
 		waiting, cancel := context.WithTimeout(ctx, f.wait)
 		defer cancel()
 		if last, err := c.WaitRequest(waiting, r.ID); err == nil {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -171,7 +170,7 @@ func (a *app) explainNoGrant(ctx context.Context, c *api.Client, id string, err 
 	case rerr != nil:
 		return err
 	case r.State == api.RequestPending:
-		return pendingf("request %s is still pending: it needs %s", r.ID, strings.Join(needs(r.Require), " and "))
+		return pendingf("request %s is still pending: it needs %s", r.ID, waitsFor(r, " and "))
 	case r.State == api.RequestApproved:
 		return err
 	default:

@@ -169,6 +169,7 @@ func (a *app) printDryRun(d api.DryRun) error {
 		w.field("because", d.Reason)
 		w.field("rules", d.Rules...)
 		w.field("needs", needs(d.Require)...)
+		escalationFields(w, d.Escalation)
 		delegationFields(w, d.Delegation)
 		if d.Allowed {
 			w.field("at most", d.MaxDuration.String())
@@ -197,7 +198,7 @@ func (a *app) asked(ctx context.Context, c *api.Client, r api.Request, f request
 		fmt.Fprintln(a.stdout, safeLine(r.ID))
 	}
 	if r.State == api.RequestPending && f.wait > 0 {
-		fmt.Fprintln(a.stderr, safeLine(fmt.Sprintf("request %s waits for %s", r.ID, strings.Join(needs(r.Require), " and "))))
+		fmt.Fprintln(a.stderr, safeLine(fmt.Sprintf("request %s waits for %s", r.ID, waitsFor(r, " and "))))
 		return a.waitRequest(ctx, c, r.ID, f.wait, f.quiet)
 	}
 	if f.quiet {
@@ -228,7 +229,7 @@ func (a *app) waitRequest(ctx context.Context, c *api.Client, id string, wait ti
 		a.nextForRequest(r)
 		return nil
 	case api.RequestPending:
-		return pendingf("request %s is still pending: it needs %s", r.ID, strings.Join(needs(r.Require), " and "))
+		return pendingf("request %s is still pending: it needs %s", r.ID, waitsFor(r, " and "))
 	default:
 		return deniedf("request %s is %s", r.ID, r.State)
 	}
@@ -290,7 +291,7 @@ func (a *app) listRequests(ctx context.Context, f api.Filter, all bool) error {
 			for _, r := range list.Requests {
 				need := ""
 				if r.State == api.RequestPending {
-					need = strings.Join(needs(r.Require), ", ")
+					need = waitsFor(r, ", ")
 				}
 				w.row(r.ID, r.State, r.Subject, r.Service, brief(r.Permissions), r.Duration.String(), need)
 			}

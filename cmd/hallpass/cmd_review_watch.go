@@ -87,7 +87,7 @@ func (a *app) watchReviews(ctx context.Context, c *api.Client) error {
 
 // heard looks at what an event is about. Most are about what is nobody's to decide here.
 func (w *reviewWatch) heard(ctx context.Context, e api.Event) error {
-	if _, waits := w.shown[e.Object]; !waits && e.Kind != "request.create" {
+	if _, waits := w.shown[e.Object]; !waits && e.Kind != "request.create" && e.Kind != "request.escalate" {
 		return nil
 	}
 	r, err := w.c.Request(ctx, e.Object)
@@ -125,7 +125,7 @@ func (w *reviewWatch) mayDecide(r api.Request) bool {
 	if r.Requester == w.me.ID || r.Subject == w.me.ID || r.RequesterPerson == w.me.Person {
 		return false
 	}
-	return slices.ContainsFunc(r.Require, func(q api.Requirement) bool { return slices.Contains(w.me.Groups, q.Group) })
+	return slices.ContainsFunc(r.Deciders(), func(q api.Requirement) bool { return slices.Contains(w.me.Groups, q.Group) })
 }
 
 // howLong says for how long a request is, and what else it would give besides.

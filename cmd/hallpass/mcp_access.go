@@ -303,7 +303,7 @@ func (m *mcpServer) get(ctx context.Context, call *mcp.CallToolRequest, in mcpGe
 		if token := call.Params.GetProgressToken(); token != nil {
 			err := call.Session.NotifyProgress(ctx, &mcp.ProgressNotificationParams{
 				ProgressToken: token, Progress: waited.Seconds(), Total: wait.Seconds(),
-				Message: "waits for " + strings.Join(needs(now.Require), " and "),
+				Message: "waits for " + waitsFor(now, " and "),
 			})
 			if err != nil {
 				return mcpRequest{}, err

@@ -35,6 +35,7 @@ func requestFields(w *tabular, r api.Request) {
 	w.field("key", r.CSRKey)
 	w.field("rules", strings.Join(r.Rules, ", "))
 	w.field("needs", strings.Join(needs(r.Require), "\n"))
+	escalationFields(w, r.Escalation)
 	w.field("certificates", "live "+r.CertificateTTL.String())
 	stepUpField(w, r.StepUp)
 	w.field("asked", w.when(r.CreatedAt))
@@ -172,6 +173,31 @@ func needs(require []api.Requirement) []string {
 	}
 	slices.Sort(texts)
 	return texts
+}
+
+// escalationFields says who may approve instead, and when.
+func escalationFields(w *tabular, e *api.Escalation) {
+	if e == nil {
+		return
+	}
+	who := strings.Join(needs(e.Require), " and ")
+	switch {
+	case e.EscalatedAt != nil:
+		w.field("or, escalated", fmt.Sprintf("%s, since %s", who, w.when(*e.EscalatedAt)))
+	case e.At != nil:
+		w.field("or, undecided", fmt.Sprintf("%s, from %s on", who, w.when(*e.At)))
+	default:
+		w.field("or, undecided", fmt.Sprintf("%s, after %s", who, e.After))
+	}
+}
+
+// waitsFor says on one line whom a request waits for now.
+func waitsFor(r api.Request, and string) string {
+	text := strings.Join(needs(r.Require), and)
+	if e := r.Escalation; e != nil && e.EscalatedAt != nil {
+		text += ", or escalated " + strings.Join(needs(e.Require), and)
+	}
+	return text
 }
 
 // brief is the first permission and how many more there are.

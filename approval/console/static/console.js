@@ -54,29 +54,35 @@
     else news.replaceChildren();
   };
 
+  const rowOf = (id) => document.querySelector(`[data-id="${CSS.escape(id)}"] [data-state]`);
+  const differs = (id) => {
+    if (id === own) changed.add(id);
+    const row = rowOf(id);
+    if (row) {
+      row.textContent = "changed";
+      row.classList.add("news-tag");
+      changed.add(id);
+    } else {
+      fresh.delete(id);
+    }
+    retell();
+  };
+
   let source;
   const listen = () => {
     if (source || document.hidden) return;
     source = new EventSource(address);
     source.addEventListener("request", (e) => {
       address.searchParams.set("after", e.lastEventId);
+      const id = JSON.parse(e.data).id;
+      if (id === own || rowOf(id)) return differs(id); // escalated, and on the page before
       if (own || !main.querySelector("[data-queue]")) return;
-      fresh.add(JSON.parse(e.data).id);
+      fresh.add(id);
       retell();
     });
     source.addEventListener("change", (e) => {
       address.searchParams.set("after", e.lastEventId);
-      const id = JSON.parse(e.data).id;
-      if (id === own) changed.add(id);
-      const row = document.querySelector(`[data-id="${CSS.escape(id)}"] [data-state]`);
-      if (row) {
-        row.textContent = "changed";
-        row.classList.add("news-tag");
-        changed.add(id);
-      } else {
-        fresh.delete(id);
-      }
-      retell();
+      differs(JSON.parse(e.data).id);
     });
   };
   // A browser has six connections to a host: tabs that nobody looks at leave theirs to the others.
