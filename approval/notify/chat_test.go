@@ -350,6 +350,7 @@ func TestHeadlines(t *testing.T) {
 		{approval.KindDecideRequest, `{"decision":"approve","state":"pending"}`, "user/alice approves payments for user/alice, which waits for others"},
 		{approval.KindDecideRequest, `{"decision":"deny","state":"denied"}`, "user/alice denies payments for user/alice"},
 		{approval.KindCancelRequest, `{}`, "user/alice withdraws the request of payments for user/alice"},
+		{approval.KindEscalateRequest, `{}`, "payments for user/alice is escalated: nobody has decided on it in time"},
 		{approval.KindRevokeGrant, `{}`, "user/alice revokes payments for user/alice"},
 	} {
 		d := delivery()

@@ -52,6 +52,36 @@ func TestAReasonCannotForgeAField(t *testing.T) {
 	}
 }
 
+// TestEscalationIsShown: who may approve instead, and when, before and after.
+func TestEscalationIsShown(t *testing.T) {
+	at := time.Date(2026, 3, 4, 11, 15, 0, 0, time.UTC)
+	e := api.Escalation{After: api.Duration(15 * time.Minute), Require: []api.Requirement{{Group: "leads", Approvals: 1}}}
+	show := func() string {
+		w := &tabular{now: at}
+		escalationFields(w, &e)
+		w.flush()
+		return w.out.String()
+	}
+	if got := show(); !strings.Contains(got, "or, undecided") || !strings.Contains(got, "leads (0 of 1), after 15m") {
+		t.Error(got)
+	}
+	e.At = &at
+	if got := show(); !strings.Contains(got, "leads (0 of 1), from ") {
+		t.Error(got)
+	}
+	r := request(func(r *api.Request) { r.Escalation = &e })
+	if got := waitsFor(r, ", "); strings.Contains(got, "leads") {
+		t.Error(got)
+	}
+	e.EscalatedAt = &at
+	if got := show(); !strings.Contains(got, "or, escalated") || !strings.Contains(got, "leads (0 of 1), since ") {
+		t.Error(got)
+	}
+	if got := waitsFor(r, ", "); !strings.HasSuffix(got, ", or escalated leads (0 of 1)") {
+		t.Error(got)
+	}
+}
+
 // In every form of answer, what others wrote is text, and programs read what was written.
 func TestNoFormReachesTheTerminal(t *testing.T) {
 	hostile := "a\x1b[2J\u009b31m\u202eb\u200b\U000e0041\x7f\u2028\r\nc"
