@@ -78,6 +78,7 @@ func (c *checker) request(u uid, r Request, granted bool) {
 	c.decisions(r)
 	c.review(u, r)
 	c.need(len(r.Bundles) <= MaxRequestBundles && ascending(r.Bundles), "request %s was made of the bundles %q", r.ID, r.Bundles)
+	c.need(len(r.Notify) <= MaxTargets && ascending(r.Notify), "request %s is told to %q", r.ID, r.Notify)
 	c.need(r.Extends == nil || r.Extends.Grant != r.ID && r.Review == nil && r.Start == 0 && r.CSRKey == "", "request %s extends what it cannot", r.ID)
 }
 

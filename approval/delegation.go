@@ -70,7 +70,7 @@ func (t *turn) childOf(r *Request, b CreateRequest) (policy.Outcome, error) {
 		return policy.Outcome{}, err
 	}
 	r.Parent = g.ID
-	out := policy.Outcome{Allowed: true, Auto: g.Auto, Rules: parent.Rules, MaxDuration: time.Duration(g.Delegation.MaxDurationMS) * time.Millisecond, CertificateTTL: g.TTL()}
+	out := policy.Outcome{Allowed: true, Auto: g.Auto, Rules: parent.Rules, Notify: parent.Notify, MaxDuration: time.Duration(g.Delegation.MaxDurationMS) * time.Millisecond, CertificateTTL: g.TTL()}
 	for _, q := range g.Requirements {
 		out.Require = append(out.Require, policy.Requirement(q))
 	}

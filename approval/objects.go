@@ -159,6 +159,8 @@ type Request struct {
 
 	Escalated Millis `json:"escalated,omitempty" cbor:"31,keyasint,omitempty"` // when others were asked, too, of which the last revision says who; 0: they were not
 
+	Notify []string `json:"notify,omitempty" cbor:"32,keyasint,omitempty"` // targets that its rules named when it was made
+
 	Bundles []string `json:"bundles,omitempty" cbor:"30,keyasint,omitempty"` // of the policy then, that it was asked for by; what it allows is in its revisions
 }
 

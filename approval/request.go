@@ -26,6 +26,7 @@ type requestDetails struct {
 	Extends        string              `json:"extends,omitempty"`    // a grant
 	Grant          *grantDetails       `json:"grant,omitempty"`
 	Hash           string              `json:"hash"`
+	Notify         []string            `json:"notify,omitempty"` // targets that are told of it by its rules
 	Parent         string              `json:"parent,omitempty"` // the grant that it is made of
 	Permissions    []string            `json:"permissions,omitempty"`
 	Person         string              `json:"person,omitempty"`
@@ -78,6 +79,7 @@ func (t *turn) createRequest(b CreateRequest) (Object, error) {
 	if !out.Allowed {
 		return nil, denied("%s", out.Reason)
 	}
+	r.Notify = out.Notify // as it was asked for: what is narrowed is told to the same
 	var glass *glassDetails
 	if r.Review != nil {
 		if glass, err = t.breakGlass(&r, out); err != nil {
@@ -91,7 +93,7 @@ func (t *turn) createRequest(b CreateRequest) (Object, error) {
 		Answers: answerTexts(b.Answers), BreakGlass: glass, Extends: r.extends(), Parent: r.Parent, Delegation: r.Delegation.details(), Bundles: r.Bundles,
 		Subject: r.Subject, Service: r.Service, Permissions: v.Permissions, DurationMS: v.DurationMS,
 		Start: r.Start, Reason: r.Reason, CSRKey: r.CSRKey, PolicyRevision: r.PolicyRevision,
-		Rules: r.Rules, Requirements: requirementDetails(v.Requirements), Person: t.person, Hash: v.Hash, Escalation: v.Escalation.details(),
+		Rules: r.Rules, Requirements: requirementDetails(v.Requirements), Person: t.person, Hash: v.Hash, Escalation: v.Escalation.details(), Notify: r.Notify,
 	}
 	t.openRequest(&r)
 	if r.Review != nil {

@@ -40,6 +40,7 @@ type storedRequest struct {
 	Parent          []byte           `cbor:"25,keyasint,omitempty"` // an id; since version 4
 	Delegation      *Delegation      `cbor:"26,keyasint,omitempty"` // since version 4
 	Bundles         []string         `cbor:"30,keyasint,omitempty"` // since version 4
+	Notify          []string         `cbor:"32,keyasint,omitempty"` // since version 4
 	Escalated       int64            `cbor:"31,keyasint,omitempty"` // 0: it was not; otherwise 1 more; since version 4
 }
 
@@ -277,7 +278,7 @@ func pack(r Request, g *Grant) (storedRequest, error) {
 			Person: p.name(d.Person), Actor: p.name(d.Actor), Deny: d.Verdict == Deny, Comment: d.Comment, Revision: on, At: p.since(d.At), Slack: d.Slack,
 		})
 	}
-	s.Bundles, s.Escalated = r.Bundles, p.maybe(r.Escalated)
+	s.Bundles, s.Notify, s.Escalated = r.Bundles, r.Notify, p.maybe(r.Escalated)
 	if r.Review != nil {
 		s.Review = p.review(*r.Review)
 	}

@@ -64,7 +64,7 @@ func (u *unpacker) request(id uid) Request {
 	case u.Start < 0:
 		r.Start = u.when(u.Start)
 	}
-	r.Bundles, r.Escalated = u.Bundles, u.maybe(u.Escalated)
+	r.Bundles, r.Notify, r.Escalated = u.Bundles, u.Notify, u.maybe(u.Escalated)
 	if u.Review != nil {
 		r.Review = u.review()
 	}

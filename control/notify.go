@@ -138,6 +138,21 @@ func (o outbox) Entries(ctx context.Context, from, to uint64) (all []notify.Entr
 	return all, errors.Join(bad, err)
 }
 
+// Named implements notify.Outbox. What a request says of it never changes.
+func (o outbox) Named(e notify.Entry, target string) (named bool, err error) {
+	err = o.n.local(func(s approval.State) error {
+		for _, id := range e.About() {
+			r, err := s.Request(id)
+			if err != nil && !errors.Is(err, approval.ErrNotFound) {
+				return err
+			}
+			named = named || err == nil && slices.Contains(r.Notify, target)
+		}
+		return nil
+	})
+	return named, err
+}
+
 // Event implements notify.Outbox.
 func (o outbox) Event(e notify.Entry) (notify.Event, error) {
 	ev := notify.Event{Entry: e, Cluster: o.n.manifest.Cluster, TrustDomain: o.n.trustDomain.Name()}
@@ -207,12 +222,26 @@ func (b backend) NotifyTargets(ctx context.Context, call api.Call) (out api.Noti
 				known = append(known, approval.Target{Name: t.Name(), Position: size})
 			}
 		}
+		p, err := s.Rules()
+		if err != nil {
+			return err
+		}
+		out.Missing = list(b.missingTargets(p))
 		for _, k := range known {
 			out.Targets = append(out.Targets, b.wireTarget(k, size))
 		}
 		return nil
 	})
 	return out, b.counted(ctx, err)
+}
+
+// missingTargets are those that the policy names and this node's configuration does not
+// have: nobody is told what was meant for them.
+func (n *node) missingTargets(p *policy.Policy) []string {
+	return slices.DeleteFunc(p.Targets(), func(name string) bool {
+		_, ok := n.notifier.Configured(name)
+		return ok
+	})
 }
 
 // wireTarget shows a target with what this node's configuration says of it.
@@ -226,7 +255,7 @@ func (n *node) wireTarget(k approval.Target, size uint64) api.NotifyTarget {
 		t.PausedAt = &at
 	}
 	if c, ok := n.notifier.Configured(k.Name); ok {
-		t.Configured, t.Kind, t.Host, t.Events = true, string(c.Kind()), c.Host(), c.Events()
+		t.Configured, t.Kind, t.Host, t.Events, t.OnlyNamed = true, string(c.Kind()), c.Host(), c.Events(), c.OnlyNamed()
 	}
 	for _, o := range k.Open {
 		t.Open = append(t.Open, api.NotifyOpen{Entry: o.Entry, Since: o.Since.Time(), Tries: o.Tries, Cause: o.Cause})
@@ -340,7 +369,13 @@ func (b backend) TestTarget(ctx context.Context, call api.Call, target string) (
 func (n *node) checkNotifications() Finding {
 	const what = "notifications"
 	var known []approval.Target
-	err := n.local(func(s approval.State) (err error) {
+	var missing []string
+	err := n.local(func(s approval.State) error {
+		p, err := s.Rules()
+		if err != nil {
+			return err
+		}
+		missing = n.missingTargets(p)
 		known, err = s.Targets()
 		return err
 	})
@@ -348,6 +383,9 @@ func (n *node) checkNotifications() Finding {
 		return Finding{what, statusOK, ""} // there is no state yet: other findings say so
 	}
 	var bad []string
+	for _, name := range missing {
+		bad = append(bad, "the policy names "+name+", which is not in this node's configuration")
+	}
 	for _, t := range known {
 		failing := slices.IndexFunc(t.Open, func(o approval.OpenDelivery) bool { return o.Tries > 0 })
 		_, configured := n.notifier.Configured(t.Name)

@@ -42,6 +42,7 @@ func Decide(p *Policy, r Request) Outcome {
 	if out = strictest(applying, r.Duration, out); !out.Allowed {
 		return out
 	}
+	out.Notify = told(applying)
 	if r.Total != 0 {
 		if reason := unextended(applying, r); reason != "" {
 			return Outcome{Rules: out.Rules, Reason: reason}

@@ -160,6 +160,9 @@ func describe(o policy.Outcome) string {
 	if d := o.Delegation; d != nil {
 		by += fmt.Sprintf("; %d at a time for %s to %s", d.Most, short(d.MaxDuration), strings.Join(d.To, ","))
 	}
+	if len(o.Notify) > 0 {
+		by += "; tells " + strings.Join(o.Notify, ",")
+	}
 	step := ""
 	if o.StepUp != 0 {
 		step = "step up " + short(o.StepUp) + "; "

@@ -33,7 +33,7 @@ func (r *reader) policy(top *yaml.Node, p *Policy) {
 		return
 	}
 	if n := f["version"]; n == nil {
-		r.fail(top, "no version: write version: 1, 2 for conditions, services and tests, or 3 for breaking the glass, extensions, delegation, escalation and what requesters find")
+		r.fail(top, "no version: write version: 1, 2 for conditions, services and tests, or 3 for breaking the glass, extensions, delegation, escalation, notify and what requesters find")
 	} else {
 		p.version = r.integer(n, "version", MaxVersion)
 	}
@@ -101,6 +101,9 @@ func (r *reader) rules(top, n *yaml.Node) []rule {
 		rules = append(rules, q)
 	}
 	r.rule = ""
+	if names := told(rules); len(names) > MaxNotify {
+		r.fail(n, "notify names %d targets in all rules: at most %d", len(names), MaxNotify)
+	}
 	return rules
 }
 
@@ -120,7 +123,7 @@ func (r *reader) one(n *yaml.Node) rule {
 	f := r.fields(n, "a rule", r.keys([]string{
 		"name", "service", "requesters", "subjects", "permissions",
 		"require", "auto", "deny", "max_duration", "certificate_ttl",
-	}, []string{"match", "reason"}, "break_glass", "max_extended", "delegate", "step_up", "channels", "escalate")...)
+	}, []string{"match", "reason"}, "break_glass", "max_extended", "delegate", "step_up", "channels", "escalate", "notify")...)
 	if f == nil {
 		return rule{}
 	}
@@ -151,6 +154,9 @@ func (r *reader) one(n *yaml.Node) rule {
 	r.durations(n, f, &q)
 	if v := f["break_glass"]; v != nil {
 		q.breakGlass = r.breakGlass(v, f, q.maxDuration)
+	}
+	if v := f["notify"]; v != nil {
+		q.notify = r.notify(v, f)
 	}
 	if v := f["escalate"]; v != nil {
 		q.escalate = r.escalate(v, f, q.require)

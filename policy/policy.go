@@ -105,6 +105,9 @@ type Outcome struct {
 	CertificateTTL time.Duration
 	// Escalation is there when others may approve once nobody has for a while.
 	Escalation *Escalation
+	// Notify names targets of notifications that are told of the request, whatever
+	// becomes of it: sorted, each once.
+	Notify []string
 	// BreakGlass is there when the request is granted at once though it would have
 	// to be approved: Require says by whom.
 	BreakGlass *BrokenGlass
@@ -136,6 +139,7 @@ type rule struct {
 	certificateTTL time.Duration
 	breakGlass     *breakGlass   // nil: nobody may
 	delegate       *delegate     // nil: nothing may be delegated
+	notify         []string      // names of targets
 	escalate       *escalate     // nil: nobody else is ever asked
 	maxExtended    time.Duration // of a grant with its extensions; 0: it has none
 	stepUp         time.Duration // 0: a browser may have signed in whenever it was

@@ -206,7 +206,7 @@ func secondKeys() []string { return []string{"match", "reason", "services", "tes
 
 // thirdKeys are the keys that version 3 brought.
 func thirdKeys() []string {
-	return []string{"break_glass", "max_extended", "extended_to", "delegate", "delegable", "description", "owners", "bundles", "step_up", "channels", "escalate"}
+	return []string{"break_glass", "max_extended", "extended_to", "delegate", "delegable", "description", "owners", "bundles", "step_up", "channels", "escalate", "notify"}
 }
 
 // items returns the elements of a non-empty list, or nil.

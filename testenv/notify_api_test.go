@@ -51,15 +51,22 @@ func (m *moody) got(id string) bool {
 // notifying is a cluster of one node that tells a moody receiver of requests.
 func notifying(t *testing.T, m *moody) (e *testenv.Env, admin *api.Client) {
 	t.Helper()
+	return notifyingBy(t, m, "")
+}
+
+// notifyingBy is notifying under a policy, which chooses what the receiver is told of; ""
+// for the default one, which does not.
+func notifyingBy(t *testing.T, m *moody, policy string) (e *testenv.Env, admin *api.Client) {
+	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(m.serve)) // on loopback, without TLS
 	t.Cleanup(server.Close)
 	key, err := notify.ParseSigningKey("whsec_" + strings.Repeat("A", 32))
 	if err != nil {
 		t.Fatal(err)
 	}
-	e = testenv.Start(t, testenv.Options{Nodes: 1, Notify: func(string) control.Notify {
+	e = testenv.Start(t, testenv.Options{Nodes: 1, Policy: policy, Notify: func(string) control.Notify {
 		target, err := notify.NewTarget(notify.TargetConfig{
-			Name: "siem", Kind: notify.KindWebhook, URL: server.URL + "/hooks/hush", Keys: []notify.SigningKey{key}, Events: []string{"request.create"}, GiveUp: time.Second,
+			Name: "siem", Kind: notify.KindWebhook, URL: server.URL + "/hooks/hush", Keys: []notify.SigningKey{key}, Events: []string{"request.create"}, GiveUp: time.Second, OnlyNamed: policy != "",
 		}, time.Now)
 		if err != nil {
 			t.Error(err)
@@ -154,6 +161,54 @@ func TestNotificationsOfAnAdmin(t *testing.T) {
 		}
 		return theTarget(t, admin).Sent > 0
 	})
+}
+
+const tellingPolicy = `version: 3
+rules:
+  - name: accounts
+    service: payments
+    requesters: [group:engineers]
+    permissions: ["GET /accounts/**"]
+    require: [{group: owners, approvals: 1}]
+    max_duration: 1h
+    notify: [siem, pager]
+  - name: refunds
+    service: payments
+    requesters: [group:engineers]
+    permissions: ["POST /refunds/*"]
+    require: [{group: owners, approvals: 1}]
+    max_duration: 1h
+`
+
+// TestNotificationsByRule: a target that is told of what names it alone hears of no other
+// request, and what the policy tells to nobody that there is, an admin is shown.
+func TestNotificationsByRule(t *testing.T) {
+	t.Parallel()
+	m := &moody{status: http.StatusOK}
+	e, admin := notifyingBy(t, m, tellingPolicy)
+	made(t, e, admin, `"kind":"outbox.settle"`)
+	alice := e.Client("alice")
+	for _, permission := range []string{"POST /refunds/7", "GET /accounts/7"} { // in this order they would be told
+		if _, err := alice.CreateRequest(t.Context(), api.RequestInput{
+			Service: "payments", Permissions: []string{permission}, Reason: "ticket 7", Duration: api.Duration(time.Minute),
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e.Eventually("it is told of the one", func() bool { k := theTarget(t, admin); return k.Sent == 1 && k.OnlyNamed })
+	m.mu.Lock()
+	if len(m.ids) != 1 {
+		t.Errorf("it was told of %d requests", len(m.ids))
+	}
+	m.mu.Unlock()
+	all, err := admin.NotifyTargets(t.Context())
+	if err != nil || !slices.Equal(all.Missing, []string{"pager"}) {
+		t.Errorf("%+v, %v", all, err)
+	}
+	findings := e.Leader().Server().Health().Findings
+	if i := slices.IndexFunc(findings, func(f control.Finding) bool { return f.Check == "notifications" }); i < 0 || findings[i].Status != "warn" || !strings.Contains(findings[i].Detail, "the policy names pager") {
+		t.Errorf("%+v", findings)
+	}
 }
 
 // TestNotificationsAreForAdmins: who is no admin learns nothing of the targets, has

@@ -6,6 +6,7 @@ import "time"
 // configured with, and those that were before.
 type NotifyTargets struct {
 	Targets []NotifyTarget `json:"targets"`
+	Missing []string       `json:"missing" doc:"names that the policy in force tells of requests, and that are not in the configuration of the answering node"`
 }
 
 // NotifyTarget is a receiver of notifications, and how far it is.
@@ -15,6 +16,7 @@ type NotifyTarget struct {
 	Kind       string       `json:"kind,omitempty"`
 	Host       string       `json:"host,omitempty" doc:"where it is; the rest of its address is not told"`
 	Events     []string     `json:"events" doc:"patterns of the audit entries that it is told of"`
+	OnlyNamed  bool         `json:"only_named,omitempty" doc:"of requests alone whose rules in the policy name it"`
 	Position   uint64       `json:"position" doc:"the first audit entry that was not looked at for it"`
 	Behind     uint64       `json:"behind" doc:"audit entries from there on, most of them nothing that it is told"`
 	Open       []NotifyOpen `json:"open" doc:"on their way, or tried again"`

@@ -62,6 +62,9 @@ func (e Entry) keys() []string {
 	return append(append(ended.Requests, ended.Grants...), ended.Changes...)
 }
 
+// About are the ids of what the entry is about.
+func (e Entry) About() []string { return e.keys() }
+
 // empty reports whether there is nothing in it that anybody would be told: a tick that
 // only made room.
 func (e Entry) empty() bool { return e.Kind == approval.KindTick && len(e.keys()) == 0 }

@@ -153,6 +153,11 @@ func (l *fakeLog) Entries(_ context.Context, from, to uint64) ([]Entry, error) {
 	return slices.Clone(l.entries[from:min(to, uint64(len(l.entries)))]), nil
 }
 
+// Named says so of what is called as the target is: chat-1 of chat.
+func (l *fakeLog) Named(e Entry, target string) (bool, error) {
+	return slices.ContainsFunc(e.About(), func(id string) bool { return strings.HasPrefix(id, target+"-") }), nil
+}
+
 func (l *fakeLog) Event(e Entry) (Event, error) {
 	return Event{Entry: e, Cluster: "acme", TrustDomain: "acme.test"}, nil
 }
@@ -193,10 +198,15 @@ func (c *fakeChannel) sent() (all []uint64) {
 // lead runs a notifier of one target as a leader does, until stop is called.
 func lead(t *testing.T, log *fakeLog, c *fakeChannel, giveUp time.Duration) (stop func(), said *strings.Builder) {
 	t.Helper()
+	return leadTo(t, log, &Target{name: "chat", kind: "fake", events: []string{"request.*", "subject.*", "tick", "outbox.settle", "access.anchor"}, timeout: time.Minute, giveUp: giveUp, channel: c})
+}
+
+func leadTo(t *testing.T, log *fakeLog, target *Target) (stop func(), said *strings.Builder) {
+	t.Helper()
 	said = &strings.Builder{}
 	n, err := New(Config{
 		Cluster: "acme", Outbox: log, Logger: slog.New(slog.NewTextHandler(said, nil)), Now: time.Now,
-		Targets: []*Target{{name: "chat", kind: "fake", events: []string{"request.*", "subject.*", "tick", "outbox.settle", "access.anchor"}, timeout: time.Minute, giveUp: giveUp, channel: c}},
+		Targets: []*Target{target},
 		Meter:   metricnoop.NewMeterProvider().Meter(""), Tracer: tracenoop.NewTracerProvider().Tracer(""),
 	})
 	if err != nil {

@@ -30,6 +30,9 @@ type Outbox interface {
 	Wait(ctx context.Context, mark uint64) error
 	// Entries MUST return the audit entries from one number up to another, in order.
 	Entries(ctx context.Context, from, to uint64) ([]Entry, error)
+	// Named MUST report whether a request that an entry is about was made under a rule of
+	// the policy that names the target.
+	Named(e Entry, target string) (bool, error)
 	// Event fills in what is said of an entry.
 	Event(e Entry) (Event, error)
 }

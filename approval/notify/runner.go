@@ -248,7 +248,11 @@ func (r *runner) take(ctx context.Context) error {
 			if len(r.open) >= approval.MaxOpenDeliveries {
 				return nil
 			}
-			if r.t.wants(e) {
+			wanted, err := r.wants(e)
+			if err != nil {
+				return err
+			}
+			if wanted {
 				if _, err := r.add(e, r.n.cfg.Now()); err != nil {
 					return err
 				}
@@ -257,6 +261,14 @@ func (r *runner) take(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// wants reports whether the target is told of an entry.
+func (r *runner) wants(e Entry) (bool, error) {
+	if !r.t.wants(e) || !r.t.named {
+		return r.t.wants(e), nil
+	}
+	return r.n.cfg.Outbox.Named(e, r.t.name)
 }
 
 // launch starts what may be sent now. What shares a key with something earlier waits for

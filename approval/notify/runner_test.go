@@ -59,6 +59,28 @@ func TestEachEventOnce(t *testing.T) {
 	})
 }
 
+// TestOnlyNamed: a target that is told of what names it alone hears of nothing else, not even
+// of what its events choose; and of what names it, only what they choose.
+func TestOnlyNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, c := newFakeLog(), &fakeChannel{}
+		stop, _ := leadTo(t, log, &Target{name: "chat", kind: "fake", events: []string{"request.*", "tick"}, named: true, timeout: time.Minute, giveUp: time.Hour, channel: c})
+		later(time.Second)
+		log.add(approval.KindCreateRequest, "r1")
+		first := log.add(approval.KindCreateRequest, "chat-1")
+		log.add(approval.KindRevokeGrant, "chat-1")
+		log.mu.Lock()
+		log.append(approval.KindTick, "", `{"requests":["r1"]}`)
+		second := log.append(approval.KindTick, "", `{"requests":["r1"],"grants":["chat-1"]}`)
+		log.mu.Unlock()
+		later(time.Minute)
+		stop()
+		if got := c.sent(); !slices.Equal(got, []uint64{first, second}) {
+			t.Errorf("sent %d, want %d", got, []uint64{first, second})
+		}
+	})
+}
+
 // TestOrderOfARequest: what is about one request leaves in order, however often the first
 // of it fails; what is about others does not wait for it.
 func TestOrderOfARequest(t *testing.T) {

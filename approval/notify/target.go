@@ -47,6 +47,9 @@ type TargetConfig struct {
 	Channel string         // slack: its id
 	Roots   *x509.CertPool // that the receiver's certificate is verified by; nil: the system's
 
+	// OnlyNamed has the target told of requests alone whose rules in the policy name it.
+	OnlyNamed bool
+
 	Timeout time.Duration // of one try; zero: 10 s
 	GiveUp  time.Duration // how long a delivery is tried; zero: 24 h, at most MaxGiveUp
 }
@@ -82,6 +85,7 @@ type Target struct {
 	kind    Kind
 	host    string // what is said of where it is
 	events  []string
+	named   bool // it is told of requests alone whose rules name it
 	timeout time.Duration
 	giveUp  time.Duration
 	channel Channel
@@ -99,14 +103,17 @@ func (t *Target) Host() string { return t.host }
 // Events are the patterns of what the target is told.
 func (t *Target) Events() []string { return slices.Clone(t.events) }
 
-// wants reports whether the target is told of an entry.
+// OnlyNamed reports whether the target is told of requests alone whose rules name it.
+func (t *Target) OnlyNamed() bool { return t.named }
+
+// wants reports whether the target is told of entries of this kind.
 func (t *Target) wants(e Entry) bool {
 	return e.Kind.Notifies() && !e.empty() && slices.ContainsFunc(t.events, func(p string) bool { return matches(p, e.Kind) })
 }
 
 // NewTarget checks a configuration. Errors are *FieldError.
 func NewTarget(c TargetConfig, now func() time.Time) (*Target, error) {
-	t := &Target{name: c.Name, kind: c.Kind, events: c.Events, timeout: c.Timeout, giveUp: c.GiveUp}
+	t := &Target{name: c.Name, kind: c.Kind, events: c.Events, named: c.OnlyNamed, timeout: c.Timeout, giveUp: c.GiveUp}
 	if t.timeout == 0 {
 		t.timeout = DefaultTimeout
 	}

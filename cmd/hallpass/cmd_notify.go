@@ -34,13 +34,16 @@ func (a *app) newNotifyList() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if len(all.Targets) == 0 {
+				if len(all.Targets)+len(all.Missing) == 0 {
 					a.next("no target is configured: notify.targets in server.yaml, as docs/notify.md says")
 				}
 				return a.print(all, func(w *tabular) {
 					w.row("TARGET", "KIND", "HOST", "SENT", "OPEN", "DEAD", "STATE")
 					for _, t := range all.Targets {
 						w.row(t.Name, t.Kind, t.Host, strconv.FormatUint(t.Sent, 10), strconv.Itoa(len(t.Open)), strconv.FormatUint(t.Dead, 10), targetState(t))
+					}
+					for _, name := range all.Missing {
+						w.row(name, "", "", "0", "0", "0", "the policy names it, and it is not in the leader's configuration: nobody is told")
 					}
 				})
 			})

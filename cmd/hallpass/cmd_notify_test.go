@@ -20,7 +20,7 @@ func TestNotifyCommands(t *testing.T) {
 	failing.Name, failing.Open = "post", []api.NotifyOpen{{Entry: 41, Tries: 3, Cause: "answered 500"}}
 	paused.Name, paused.PausedAt, paused.Cause = "chat", &at, "answered 410 Gone"
 	gone.Name, gone.Configured = "old", false
-	f.answer("GET /v1/notify/targets", http.StatusOK, api.NotifyTargets{Targets: []api.NotifyTarget{target, failing, paused, gone}})
+	f.answer("GET /v1/notify/targets", http.StatusOK, api.NotifyTargets{Targets: []api.NotifyTarget{target, failing, paused, gone}, Missing: []string{"pager"}})
 	f.mux.HandleFunc("GET /v1/notify/dead", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, http.StatusOK, api.DeadLetters{Letters: []api.DeadLetter{{Target: "siem" + r.URL.Query().Get("target"), Entry: 41, Kind: "request.create", Object: "r1", At: at, Tries: 9, Cause: "answered 500"}}})
 	})
@@ -41,7 +41,7 @@ func TestNotifyCommands(t *testing.T) {
 		status int
 		want   []string
 	}{
-		{"notify list", exitOK, []string{"siem", "https://siem.acme.test", " ok", "entry 41 failed 3 times: answered 500", "paused: answered 410 Gone", "not in the leader's configuration"}},
+		{"notify list", exitOK, []string{"siem", "https://siem.acme.test", " ok", "entry 41 failed 3 times: answered 500", "paused: answered 410 Gone", "not in the leader's configuration", "pager", "the policy names it"}},
 		{"notify dead", exitOK, []string{"siem ", "41", "request.create", "r1", "answered 500"}},
 		{"notify dead siem", exitOK, []string{"siemsiem"}},
 		{"notify dead a b", exitUsage, []string{"one TARGET or none"}},

@@ -29,6 +29,7 @@ type notifyTarget struct {
 	Name        string   `yaml:"name"`
 	Kind        string   `yaml:"kind"`
 	Events      []string `yaml:"events"`
+	OnlyNamed   bool     `yaml:"only_named"`
 	URL         string   `yaml:"url"`
 	SecretFiles []string `yaml:"secret_files"`
 	CAFile      string   `yaml:"ca_file"`
@@ -131,7 +132,7 @@ func (n notifySettings) control() (control.Notify, error) {
 // something that would do stands in for each.
 func (t notifyTarget) build(open bool) (*notify.Target, error) {
 	c := notify.TargetConfig{
-		Name: t.Name, Kind: notify.Kind(t.Kind), Events: t.Events, URL: t.URL,
+		Name: t.Name, Kind: notify.Kind(t.Kind), Events: t.Events, OnlyNamed: t.OnlyNamed, URL: t.URL,
 		Timeout: time.Duration(t.Timeout), GiveUp: time.Duration(t.GiveUpAfter),
 	}
 	for _, path := range t.SecretFiles {
