@@ -1,6 +1,9 @@
 package api
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Escalation says who may approve a request in place of those that it requires, once it
 // has waited.
@@ -14,7 +17,7 @@ type Escalation struct {
 // Deciders are all requirements of which a group may decide on the request now.
 func (r Request) Deciders() []Requirement {
 	if e := r.Escalation; e != nil && e.EscalatedAt != nil {
-		return append(r.Require[:len(r.Require):len(r.Require)], e.Require...)
+		return slices.Concat(r.Require, e.Require)
 	}
 	return r.Require
 }
