@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"time"
 
 	"github.com/hallpass/hallpass/approval"
@@ -35,31 +36,55 @@ func (c Cleanup) checked() (Cleanup, error) {
 	return c, nil
 }
 
-// removeDead removes one member that this leader, which has led since the given
-// time, has not heard for too long. What its predecessors heard is not known, so
-// that a change of leader gives the silent more time and never less.
-func (n *node) removeDead(ctx context.Context, since time.Time) error {
-	if n.cleanup.After == 0 || time.Since(since) < n.cleanup.After {
+// met is since when this leader has known each member. What its predecessors heard is
+// not known, so that a change of leader gives the silent more time and never less. And
+// one that has only just joined, or joined again, has not been silent for as long as
+// this leader leads: it may be taking a snapshot before it says its first word.
+type met map[string]time.Time
+
+func (m met) note(peers []raftstore.PeerStatus, now time.Time) {
+	before := maps.Clone(m)
+	clear(m)
+	for _, p := range peers {
+		if p.Role == raftstore.RoleNone {
+			continue
+		}
+		m[p.ID] = now
+		if at, ok := before[p.ID]; ok {
+			m[p.ID] = at
+		}
+	}
+}
+
+// silent is how long a member has not been heard, of the time that it has been known.
+func (m met) silent(p raftstore.PeerStatus, now time.Time) time.Duration {
+	known := now.Sub(m[p.ID])
+	if p.LastContact < 0 {
+		return known
+	}
+	return min(p.LastContact, known)
+}
+
+// removeDead removes one member that this leader has not heard for too long.
+func (n *node) removeDead(ctx context.Context, m met) error {
+	if n.cleanup.After == 0 {
 		return nil
 	}
-	status, left := n.store.Status(), 0
+	now, status, left := time.Now(), n.store.Status(), 0
+	m.note(status.Peers, now)
 	for _, p := range status.Peers {
 		if p.Role == raftstore.RoleVoter {
 			left++
 		}
 	}
 	for _, p := range status.Peers {
-		silent := p.LastContact
-		if silent < 0 {
-			silent = time.Since(since)
-		}
-		if p.Self || p.Role == raftstore.RoleNone || silent < n.cleanup.After {
+		if p.Self || p.Role == raftstore.RoleNone || m.silent(p, now) < n.cleanup.After {
 			continue
 		}
 		if p.Role == raftstore.RoleVoter && left-1 < n.cleanup.MinVoters {
 			continue // one of those that the operator wants to keep
 		}
-		return n.removeSilent(ctx, p.ID, silent)
+		return n.removeSilent(ctx, p.ID, m.silent(p, now))
 	}
 	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"time"
 
 	"github.com/hallpass/hallpass/approval"
 	"github.com/hallpass/hallpass/ca"
@@ -22,9 +21,9 @@ func (n *node) lead(ctx context.Context) {
 	defer group.Wait()
 	group.Go(func() { n.publishAll(ctx) })
 	group.Go(func() { n.notifyAll(ctx) })
-	since, said := time.Now(), ""
+	known, said := met{}, ""
 	for ctx.Err() == nil {
-		err := errors.Join(n.duties(ctx), n.escalations(ctx), n.memberDuties(ctx, since))
+		err := errors.Join(n.duties(ctx), n.escalations(ctx), n.memberDuties(ctx, known))
 		if now := fmt.Sprint(err); err != nil && ctx.Err() == nil && now != said {
 			said = now
 			n.log.LogAttrs(ctx, slog.LevelWarn, "leader duty failed", slog.String("error", now))
@@ -63,11 +62,11 @@ func (n *node) duties(ctx context.Context) error {
 }
 
 // memberDuties keeps the membership what it was made.
-func (n *node) memberDuties(ctx context.Context, since time.Time) error {
+func (n *node) memberDuties(ctx context.Context, known met) error {
 	if n.version.Load() == 0 {
 		return nil // nothing is known of the state yet
 	}
-	err := errors.Join(n.adoptOwn(ctx), n.dropForgotten(ctx), n.raiseVersion(ctx), n.removeDead(ctx, since))
+	err := errors.Join(n.adoptOwn(ctx), n.dropForgotten(ctx), n.raiseVersion(ctx), n.removeDead(ctx, known))
 	if errors.Is(err, approval.ErrNotFound) {
 		return nil // not bootstrapped yet
 	}

@@ -431,11 +431,44 @@ func finding(h Health, check string) Finding {
 	return Finding{}
 }
 
+// TestSilenceBeginsWithMembership: one that joins, or joins again, has not been silent for as long as its leader leads.
+func TestSilenceBeginsWithMembership(t *testing.T) {
+	t.Parallel()
+	begin := time.Now()
+	now, m := begin.Add(time.Hour), met{}
+	peer := func(id string, role raftstore.Role, contact time.Duration) raftstore.PeerStatus {
+		return raftstore.PeerStatus{ID: id, Role: role, LastContact: contact}
+	}
+	m.note([]raftstore.PeerStatus{
+		peer("heard", raftstore.RoleVoter, 0), peer("dead", raftstore.RoleVoter, -1),
+		peer("died", raftstore.RoleNonvoter, 0), peer("back", raftstore.RoleVoter, 0),
+	}, begin)
+	m.note([]raftstore.PeerStatus{peer("heard", raftstore.RoleVoter, 0), peer("dead", raftstore.RoleVoter, -1), peer("died", raftstore.RoleNonvoter, 0), peer("back", raftstore.RoleNone, -1)}, begin.Add(time.Minute))
+	for _, tt := range []struct {
+		peer raftstore.PeerStatus
+		want time.Duration
+	}{
+		{peer("heard", raftstore.RoleVoter, time.Second), time.Second},
+		{peer("dead", raftstore.RoleVoter, -1), time.Hour},
+		{peer("died", raftstore.RoleNonvoter, 50*time.Minute), 50 * time.Minute},
+		{peer("back", raftstore.RoleNonvoter, 59*time.Minute), 0},
+		{peer("new", raftstore.RoleNonvoter, -1), 0},
+		{peer("heard", raftstore.RoleVoter, 2*time.Hour), time.Hour}, // by this leader, in an earlier term
+	} {
+		m.note([]raftstore.PeerStatus{tt.peer, peer("heard", raftstore.RoleVoter, 0), peer("dead", raftstore.RoleVoter, -1), peer("died", raftstore.RoleNonvoter, 0)}, now)
+		if got := m.silent(tt.peer, now); got != tt.want {
+			t.Errorf("%s: silent for %s, want %s", tt.peer.ID, got, tt.want)
+		}
+	}
+}
+
 // TestCleanup: a member that nobody hears is removed, as far as enough are left,
 // and no further.
 func TestCleanup(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, func(cfg *Config) { cfg.Cleanup = Cleanup{After: 3 * time.Second} })
+	c := newCluster(t, func(cfg *Config) { // longer than a busy machine keeps a member silent
+		cfg.Cleanup = Cleanup{After: 8 * time.Second}
+	})
 	ctx := t.Context()
 	ann := c.as("user/ann")
 	for _, id := range []string{"n4", "n5"} {
