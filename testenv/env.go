@@ -16,6 +16,7 @@ import (
 	"github.com/hallpass/hallpass/ca"
 	"github.com/hallpass/hallpass/control"
 	"github.com/hallpass/hallpass/internal/loopback"
+	"github.com/hallpass/hallpass/raftstore"
 )
 
 // T is the part of *testing.T that an Env uses; a benchmark or a simulation may
@@ -253,6 +254,8 @@ func (n *Node) Start() {
 		Node: node, Manifest: n.env.manifest, DataDir: n.data,
 		API: n.env.listen(n.api), Raft: n.env.listen(n.raft),
 		Logger: n.env.log, Tracer: n.env.opts.Tracer,
+		// A machine that many tests keep busy stands still for longer than a leader's lease is by default.
+		Timing: raftstore.Timing{Heartbeat: 600 * time.Millisecond, Election: 600 * time.Millisecond, Lease: 600 * time.Millisecond},
 		// A few identities stand for many callers.
 		Limits: control.Limits{ReadsPerSecond: 1e6, WritesPerSecond: 1e6, WritesPerCaller: 1e6, Writes: 1e6},
 	}
