@@ -463,3 +463,57 @@ func TestConnectionOutlivesItsUpstream(t *testing.T) {
 	send("GET /e" + host + "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n")
 	answers(http.StatusBadRequest, "Content-Length")
 }
+
+// TestConnectionOutlivesItsUpstreamSlowly: while an exchange takes long, a byte of the next request is read ahead, to
+// hear whether the client left. It goes along: without it a body would begin with its second byte, and a request with
+// the last of the body before.
+func TestConnectionOutlivesItsUpstreamSlowly(t *testing.T) {
+	p := newPKI(t)
+	began, goOn := make(chan struct{}, 1), make(chan struct{})
+	slow := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) {
+		began <- struct{}{}
+		<-goOn
+		_, _ = io.WriteString(w, "slow")
+	})
+	h2c := h2cServer(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		_, _ = fmt.Fprintf(w, "%s %s %s", r.Method, r.URL.Path, body)
+	})
+	f := startFleet(t, p, service("payments", slow, ""))
+	raw, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", f.address(shared))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := tls.Client(raw, f.tls(f.grant("payments", "GET /**", "POST /**"), "payments.acme.test"))
+	t.Cleanup(func() { _ = c.Close() })
+	send := func(text string) {
+		t.Helper()
+		if _, err := io.WriteString(c, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const host = " HTTP/1.1\r\nHost: payments.acme.test\r\n"
+	send("GET /a" + host + "\r\n" + "POST /b" + host + "Content-Length: 6\r\n\r\n")
+	<-began
+	time.Sleep(2 * noticeAfter) // should it not have begun to read ahead yet, there is less to go wrong
+	send("abcdef")
+	time.Sleep(noticeAfter)
+	f.write(f.yaml(service("payments", h2c, "")))
+	if err := f.f.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	send("GET /c" + host + "\r\n")
+	close(goOn)
+	in := bufio.NewReader(c)
+	for _, want := range []string{"slow", "POST /b abcdef", "GET /c "} {
+		res, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		_ = res.Body.Close()
+		if string(body) != want || err != nil {
+			t.Errorf("%q, %v, want %q", body, err, want)
+		}
+	}
+}

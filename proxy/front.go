@@ -122,6 +122,10 @@ func (f *front) serve() {
 func (f *front) handOver(head []byte) {
 	g := f.p.gated(f.c, f.tls)
 	g.rest = bytes.Clone(f.desk.in[f.r-len(head) : f.w])
+	if f.peeked { // by watch: without it, what follows would be read as shifted by a byte
+		f.peeked = false
+		g.rest = append(g.rest, f.peek[0])
+	}
 	f.c.front.Store(nil)
 	f.disarm()
 	f.handed = true
