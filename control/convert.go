@@ -60,7 +60,15 @@ func (n *node) wireRequest(s approval.State, r approval.Request) (api.Request, e
 		if err != nil {
 			return out, err
 		}
-		out.StepUp = api.Duration(p.StepUp(r.Rules))
+		rev, err := s.Revisions()
+		if err != nil {
+			return out, err
+		}
+		step := p.StepUp(r.Rules)
+		if r.PolicyRevision != rev.Policy {
+			step = p.StepUpAt(r.Service) // other rules may apply by now, or the same by other names
+		}
+		out.StepUp = api.Duration(step)
 	}
 	// A decided request shows the votes that its grant stands on: who counts may
 	// be another since.

@@ -1,18 +1,14 @@
 package control
 
 import (
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/hallpass/hallpass/approval/api"
 )
 
-// TestStepUp: what the policy asks of a console is told as long as it is to be decided.
-func TestStepUp(t *testing.T) {
-	t.Parallel()
-	c := newCluster(t, nil)
-	ctx := t.Context()
-	c.setPolicy(t, `version: 3
+const stepUpPolicy = `version: 3
 rules:
   - name: accounts
     service: payments
@@ -21,7 +17,14 @@ rules:
     require: [{group: payments-owners, approvals: 1}]
     max_duration: 1h
     step_up: 5m
-`)
+`
+
+// TestStepUp: what the policy asks of a console is told as long as it is to be decided.
+func TestStepUp(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, nil)
+	ctx := t.Context()
+	c.setPolicy(t, stepUpPolicy)
 	want := api.Duration(5 * time.Minute)
 	in := api.RequestInput{Service: "payments", Permissions: []string{"GET /accounts/**"}, Duration: api.Duration(time.Hour), Reason: "ticket"}
 	alice := c.as("user/alice")
@@ -31,6 +34,13 @@ rules:
 	must(t, err)
 	if dry.StepUp != want || r.StepUp != want {
 		t.Errorf("told %s and %s", dry.StepUp, r.StepUp)
+	}
+	// By another name the rule is as strict: for what was asked for before, any that may apply counts.
+	c.setPolicy(t, strings.Replace(stepUpPolicy, "name: accounts", "name: renamed", 1))
+	r, err = alice.Request(ctx, r.ID)
+	must(t, err)
+	if r.StepUp != want {
+		t.Errorf("once the rule has another name: %s", r.StepUp)
 	}
 	r, err = c.as("user/bob").DecideRequest(ctx, r.ID, api.DecisionInput{Decision: "approve", Hash: r.Hash})
 	must(t, err)

@@ -20,6 +20,14 @@ func (p *Policy) StepUp(names []string) time.Duration {
 	return stepUp(slices.DeleteFunc(slices.Clone(p.rules), func(q rule) bool { return !slices.Contains(names, q.name) }))
 }
 
+// StepUpAt is the shortest step_up of any rule about a service; 0: none has one.
+func (p *Policy) StepUpAt(service string) time.Duration {
+	if p == nil {
+		return 0
+	}
+	return stepUp(slices.DeleteFunc(slices.Clone(p.rules), func(q rule) bool { return !p.isAbout(q, service) }))
+}
+
 func stepUp(rules []rule) (least time.Duration) {
 	for _, q := range rules {
 		if q.stepUp > 0 && (least == 0 || q.stepUp < least) {

@@ -218,12 +218,8 @@ func (l *Local) spend(token string) (cookie string, err error) {
 	return l.session.cookie, nil
 }
 
-// againLife is how long a link to sign in once more can be used, againPause how
-// long after it the next is made: whoever has the browser cannot fill the terminal.
-const (
-	againLife  = 2 * time.Minute
-	againPause = 10 * time.Second
-)
+// againLife is how long a link to sign in once more can be used.
+const againLife = 2 * time.Minute
 
 // SignInAgain implements Sessions. Whoever took the browser over has its cookie and
 // its pages, and not the terminal, which is where the link is shown.
@@ -234,13 +230,13 @@ func (l *Local) SignInAgain(r *http.Request, back string) string {
 	return "Where hallpass console runs, it has printed a link. Open it here, in this browser, within two minutes."
 }
 
-// newAgain makes a link, or nil right after the one before.
+// newAgain makes a link, or nil while the one before can be used.
 func (l *Local) newAgain(back string) *again {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now().Round(0)
-	if l.again != nil && now.Sub(l.again.made) < againPause {
-		return nil
+	if l.again != nil && now.Sub(l.again.made) < againLife {
+		return nil // whoever has the browser could else make each link worthless before it is opened, and fill the terminal
 	}
 	l.again = &again{token: rand.Text(), made: now, back: back}
 	return l.again
