@@ -71,7 +71,11 @@ func (t *turn) childOf(r *Request, b CreateRequest) (policy.Outcome, error) {
 	}
 	r.Parent = g.ID
 	out := policy.Outcome{Allowed: true, Auto: g.Auto, Rules: parent.Rules, Notify: parent.Notify, MaxDuration: time.Duration(g.Delegation.MaxDurationMS) * time.Millisecond, CertificateTTL: g.TTL()}
-	for _, q := range g.Requirements {
+	required := g.Requirements
+	if g.Escalated != nil {
+		required = g.Escalated // who approved the parent sees what is made of it
+	}
+	for _, q := range required {
 		out.Require = append(out.Require, policy.Requirement(q))
 	}
 	return out, nil
@@ -128,7 +132,7 @@ func (t *turn) checkChildSubject(r Request, g Grant) error {
 		return denied("grant %s may not be delegated to %s, but to %q", g.ID, r.Subject, g.Delegation.To)
 	}
 	for _, person := range append(t.state().Owners(id), t.state().personOf(id)) {
-		if person != "" && g.standsOn(person) {
+		if person != "" && g.StandsOn(person) {
 			return denied("%s approved grant %s, and it is for what is theirs", person, g.ID).then("delegate it to another")
 		}
 	}

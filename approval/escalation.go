@@ -124,8 +124,7 @@ func (t *turn) escalateRequest(b EscalateRequest) (Object, error) {
 		t.unchanged = true
 		return r, nil
 	case t.now < at:
-		// A node that is stolen, or whose clock is ahead, would cut short the time of those who
-		// are to decide.
+		// Who proposes it too early would cut short the time of those who are to decide.
 		return nil, conflict("request %s is escalated at %s, not before", r.ID, at)
 	}
 	t.noEscalation(r)

@@ -133,8 +133,8 @@ func (g Grant) extended() (ms int64) {
 	return ms
 }
 
-// standsOn says whether a grant stands on the vote of a person.
-func (g Grant) standsOn(person string) bool {
+// StandsOn says whether a grant stands on the vote of a person.
+func (g Grant) StandsOn(person string) bool {
 	return slices.ContainsFunc(g.Votes, func(v Vote) bool { return v.Person == person }) ||
 		slices.ContainsFunc(g.Extensions, func(e Extension) bool { return slices.Contains(e.Persons, person) })
 }

@@ -184,7 +184,7 @@ func (t *turn) mayRevoke(g Grant) bool {
 
 // stands says whether the grant stands on the actor's vote. Up to version 3 nobody looked: a node of
 // before would refuse what this one accepts, and their states would part.
-func (t *turn) stands(g Grant) bool { return t.m.version() >= 4 && g.standsOn(t.person) }
+func (t *turn) stands(g Grant) bool { return t.m.version() >= 4 && g.StandsOn(t.person) }
 
 // reviews says whether the actor is to review the broken glass that a grant is of:
 // who sees that it was broken for nothing stops it at once.

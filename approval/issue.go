@@ -90,10 +90,10 @@ func (t *turn) checkGiver(g Grant, giver string) error {
 		return denied("%s may not give the CSR for grant %s", giver, g.ID)
 	}
 	if person := t.state().personOf(id); person != "" {
-		if g.standsOn(person) {
+		if g.StandsOn(person) {
 			return denied("%s approved grant %s and may not hold its key", person, g.ID)
 		}
-		if parent, err := t.state().Grant(g.Parent); g.Parent != "" && err == nil && parent.standsOn(person) {
+		if parent, err := t.state().Grant(g.Parent); g.Parent != "" && err == nil && parent.StandsOn(person) {
 			return denied("%s approved grant %s, of which it was made, and may not hold its key", person, g.Parent)
 		}
 	}

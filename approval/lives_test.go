@@ -124,7 +124,7 @@ func lived(t *rapid.T, w *world, ids []string) {
 		if g.Parent == "" || g.StateAt(now) != GrantActive {
 			continue
 		}
-		if p := w.grant(g.Parent); p.StateAt(now) != GrantActive || p.standsOn(Read(w.a).PersonName(mustID(t, g.Subject))) {
+		if p := w.grant(g.Parent); p.StateAt(now) != GrantActive || p.StandsOn(Read(w.a).PersonName(mustID(t, g.Subject))) {
 			t.Fatalf("%+v lives under %+v", g, p)
 		}
 	}

@@ -137,16 +137,23 @@ func (r *Request) pinned(v Revision) {
 
 // checkPinned refuses to go on with a request that the policy in force would
 // treat differently from the one it was made under.
-func (t *turn) checkPinned(r Request, b DecideRequest) error {
+func (t *turn) checkPinned(r *Request, b DecideRequest) error {
 	v, answers := r.Current(), b.Answers
-	out, err := t.outcome(r, v, answers)
+	out, err := t.outcome(*r, v, answers)
 	if err != nil {
 		return err
 	}
 	d := delegationOf(out.Delegation)
 	if out.Allowed && d.within(r.Delegation) && r.Delegation.within(d) && out.Auto == v.Auto && slices.Equal(requirements(out), v.Requirements) && escalationOf(out.Escalation).same(v.Escalation) &&
 		out.MaxDuration.Milliseconds() == v.MaxDurationMS && out.CertificateTTL.Milliseconds() == v.CertificateTTL {
-		return checkChannel(b, out.Channels)
+		if err := checkChannel(b, out.Channels); err != nil {
+			return err
+		}
+		if t.m.version() >= 4 {
+			// Others may ask as much and not take what was decided in Slack: they count from now on.
+			r.Rules = out.Rules
+		}
+		return nil
 	}
 	if len(answers) > 0 {
 		return stale("the policy no longer says the same about request %s: it, its conditions (the hour, perhaps) or who is in which group has changed", r.ID).

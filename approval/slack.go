@@ -104,7 +104,7 @@ func (t *turn) inSlack(r Request, b DecideRequest) error {
 	if err != nil {
 		return err
 	}
-	if slices.Contains([]string{r.Requester, r.Subject, r.CSRBy}, t.actor.String()) {
+	if t.hasPart(r) {
 		// A stolen bridge would ask for itself, and approve as somebody.
 		return denied("%s has a part in request %s, and brings in no decision on it", t.actor, r.ID)
 	}
@@ -130,6 +130,27 @@ func (t *turn) inSlack(r Request, b DecideRequest) error {
 	}
 	t.person = voter.Name
 	return nil
+}
+
+// hasPart says whether the actor asked for it, or gets it, or does of the grant that it
+// extends or of one that was made of that.
+func (t *turn) hasPart(r Request) bool {
+	ids := []string{r.Requester, r.Subject, r.CSRBy}
+	if r.Extends != nil {
+		of, err := t.state().Request(r.Extends.Grant)
+		if err != nil {
+			return true // who cannot be told from who has a part is refused
+		}
+		ids = append(ids, of.Requester, of.Subject, of.CSRBy)
+		children, err := t.state().children(r.Extends.Grant)
+		if err != nil {
+			return true
+		}
+		for _, child := range children {
+			ids = append(ids, child.Subject)
+		}
+	}
+	return slices.Contains(ids, t.actor.String())
 }
 
 // checkChannel refuses a decision in Slack where the rules do not let it.

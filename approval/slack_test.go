@@ -233,3 +233,58 @@ func TestSlackDirectory(t *testing.T) {
 	w.change(person("bob", "", spiffe("bob")), "abe", "amy")
 	w.change(person("dave", bobInSlack, spiffe("dave")), "abe", "amy")
 }
+
+// TestSlackVoteOfARuleThatCame: two admins add a rule that asks as much as the one before, and takes nothing from
+// Slack. What was approved there counts no longer, also of what was asked for earlier.
+func TestSlackVoteOfARuleThatCame(t *testing.T) {
+	w := slackWorld(t)
+	id := w.ask("alice", "POST /refunds/1")
+	w.must(w.apply(slackBridge, w.inSlack(id, Approve, bobInSlack)))
+	w.change(Edit{Kind: EditPolicySet, YAML: slackPolicy + `  - name: refund-in-person
+    service: payments
+    requesters: ["group:engineers"]
+    permissions: ["POST /refunds/*"]
+    require: [{group: payments-owners, approvals: 2}]
+    max_duration: 1h
+`}, "abe", "amy")
+	w.must(w.apply("carol", w.decide(id, Approve)))
+	if r := w.request(id); r.State != RequestPending || len(r.Rules) != 2 {
+		t.Fatalf("%s by the rules %s", r.State, r.Rules)
+	}
+	w.must(w.apply("bob", w.decide(id, Approve)))
+	if r := w.request(id); r.State != RequestApproved {
+		t.Errorf("with both certificates: %s", r.State)
+	}
+}
+
+// TestSlackVoteOfABlockedBridge: a thief has approved what was open, and the bridge is blocked. Who approves
+// afterwards is not the second of two.
+func TestSlackVoteOfABlockedBridge(t *testing.T) {
+	w := slackWorld(t)
+	id := w.ask("alice", "POST /refunds/1")
+	w.must(w.apply(slackBridge, w.inSlack(id, Approve, bobInSlack)))
+	w.must(w.apply("ada", BlockSubject{Subject: spiffe(slackBridge), Reason: "stolen"}))
+	w.must(w.apply("carol", w.decide(id, Approve)))
+	if r := w.request(id); r.State != RequestPending {
+		t.Errorf("%s", r.State)
+	}
+}
+
+// TestSlackExtensionOfItsOwn: the bridge has asked for a grant, in another's name, and brings in nothing of what
+// would have it go on.
+func TestSlackExtensionOfItsOwn(t *testing.T) {
+	w := slackWorld(t)
+	w.change(Edit{Kind: EditPolicySet, YAML: strings.Replace(slackPolicy, `    requesters: ["group:engineers", "spiffe://acme.test/bridge/*"]
+`, `    requesters: ["group:engineers", "spiffe://acme.test/bridge/*", "spiffe://acme.test/batch/*"]
+    subjects: ["spiffe://acme.test/batch/*"]
+    max_extended: 4h
+`, 1)}, "abe", "amy")
+	b := w.create("payments", []string{"GET /a"}, 10*time.Minute)
+	b.Subject = spiffe("batch/x")
+	w.must(w.apply(slackBridge, b))
+	w.must(w.apply("carol", w.decide(b.ID, Approve)))
+	e := w.create("payments", []string{"GET /a"}, 10*time.Minute)
+	e.Subject, e.Extends = spiffe("batch/x"), b.ID
+	w.must(w.apply("batch/x", e))
+	w.refused("an extension of its own", w.apply(slackBridge, w.inSlack(e.ID, Approve, bobInSlack)), ErrDenied, "has a part in request")
+}

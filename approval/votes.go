@@ -182,7 +182,9 @@ func (s State) speaksFor(d Decision) bool {
 	id, err := spiffeid.FromString(d.Actor)
 	if err == nil && d.Slack != "" {
 		p, err := s.SlackVoter(id, d.Slack)
-		return err == nil && p.Name == d.Person
+		// A stolen bridge is blocked: what it has brought in, and nobody has looked at, counts no longer.
+		_, blocked, failed := s.Block(id)
+		return err == nil && failed == nil && !blocked && p.Name == d.Person
 	}
 	return err == nil && s.personOf(id) == d.Person
 }

@@ -89,3 +89,32 @@ func TestEscalation(t *testing.T) {
 	must(t, err)
 	c.check()
 }
+
+// TestEscalatedExtension: who alone approved that a grant goes on sees it, and may end it.
+func TestEscalatedExtension(t *testing.T) {
+	t.Parallel()
+	var ahead atomic.Int64
+	c := newCluster(t, func(cfg *Config) {
+		cfg.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	})
+	ctx := t.Context()
+	c.setPolicy(t, strings.Replace(patientPolicy, "    escalate:", "    max_extended: 4h\n    escalate:", 1))
+	granted := c.granted()
+	alice, erin := c.as("user/alice"), c.as("user/erin")
+	_, err := erin.Grant(ctx, granted.ID)
+	wantProblem(t, err, api.CodeNotFound)
+	x, err := alice.ExtendGrant(ctx, granted.ID, api.ExtendInput{Duration: api.Duration(20 * time.Minute), Reason: "not done"})
+	must(t, err)
+	ahead.Store(int64(16 * time.Minute))
+	c.until("it is escalated", func() bool {
+		now, err := alice.Request(ctx, x.ID)
+		return err == nil && now.Escalation != nil && now.Escalation.EscalatedAt != nil
+	})
+	_, err = erin.DecideRequest(ctx, x.ID, api.DecisionInput{Decision: "approve", Hash: x.Hash})
+	must(t, err)
+	_, err = erin.Grant(ctx, granted.ID)
+	must(t, err)
+	_, err = erin.RevokeGrant(ctx, granted.ID, "enough")
+	must(t, err)
+	c.check()
+}

@@ -21,7 +21,11 @@ func visibleGrant(s approval.State, who spiffeid.ID, id string) (approval.Grant,
 		return g, err
 	}
 	// The request knows its requester's person, and every group that had a say.
-	if _, err := visibleRequest(s, who, id); err != nil {
+	_, err = visibleRequest(s, who, id)
+	if person := s.PersonName(who); errors.Is(err, api.ErrNotFound) && person != "" && g.StandsOn(person) {
+		return g, nil // who approved that it goes on, and may end it
+	}
+	if err != nil {
 		if errors.Is(err, api.ErrNotFound) {
 			err = notFound("grant", id)
 		}

@@ -51,8 +51,9 @@ func escalated(applying []rule, required []Requirement) *Escalation {
 	for _, group := range slices.Sorted(maps.Keys(need)) {
 		e.Require = append(e.Require, Requirement{Group: group, Approvals: need[group]})
 	}
-	if e.After == 0 || slices.Equal(e.Require, required) {
-		return nil
+	more := func(q Requirement) bool { return need[q.Group] < q.Approvals }
+	if e.After == 0 || !slices.ContainsFunc(required, more) {
+		return nil // who could meet it could meet what is required: nobody would be helped
 	}
 	return e
 }

@@ -125,7 +125,7 @@ func (s *slackApp) press(t *testing.T, b http.Handler, user, action, value strin
 	payload, err := json.Marshal(map[string]any{
 		"type": "block_actions", "team": map[string]any{"id": "T024BE7LH"}, "user": map[string]any{"id": user},
 		"actions":      []any{map[string]any{"type": "button", "block_id": "hallpass", "action_id": action, "value": value}},
-		"response_url": s.server.URL + "/actions/1", "trigger_id": fmt.Sprint(time.Now().UnixNano()),
+		"response_url": s.server.URL + "/actions/T024BE7LH/1", "trigger_id": fmt.Sprint(time.Now().UnixNano()),
 	})
 	if err != nil {
 		t.Fatal(err)

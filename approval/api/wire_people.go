@@ -14,6 +14,14 @@ type Escalation struct {
 	EscalatedAt *time.Time    `json:"escalated_at,omitempty" doc:"since when they may; absent: they may not yet"`
 }
 
+// Enough says whether those that it was escalated to have approved it already, and
+// nobody has counted since: who approved does so once more.
+func (r Request) Enough() bool {
+	e := r.Escalation
+	return e != nil && e.EscalatedAt != nil && r.State == RequestPending &&
+		!slices.ContainsFunc(e.Require, func(q Requirement) bool { return q.Given < q.Approvals })
+}
+
 // Deciders are all requirements of which a group may decide on the request now.
 func (r Request) Deciders() []Requirement {
 	if e := r.Escalation; e != nil && e.EscalatedAt != nil {

@@ -88,9 +88,10 @@ func escaped(text string) string {
 // answer sends an outcome to where the call says, if that is Slack's.
 func (b *Bridge) answer(ctx context.Context, to string, o outcome) error {
 	u, err := url.Parse(to)
-	if err != nil || u.Scheme != b.hooks.Scheme || u.Host != b.hooks.Host || u.User != nil {
-		// Whoever has the secret would have the bridge call what it alone can reach.
-		return fmt.Errorf("the response_url is not at %s", b.hooks)
+	if err != nil || u.Scheme != b.hooks.Scheme || u.Host != b.hooks.Host || u.User != nil || !strings.HasPrefix(u.Path, "/actions/"+b.team+"/") {
+		// Whoever has the secret would have the bridge call what it alone can reach, or
+		// tell another workspace what came of it.
+		return fmt.Errorf("the response_url is not at %s/actions/%s/", b.hooks, b.team)
 	}
 	body, err := json.Marshal(o)
 	if err != nil {

@@ -197,13 +197,23 @@ func (b *Bridge) take(w http.ResponseWriter, r *http.Request) int {
 }
 
 func (b *Bridge) refuse(r *http.Request, err error) {
-	b.log.LogAttrs(r.Context(), slog.LevelWarn, "a call was refused", slog.String("from", r.RemoteAddr), slog.String("error", err.Error()))
+	level := slog.LevelWarn
+	if errors.Is(err, errUnsigned) {
+		level = slog.LevelDebug // anybody can send these, and would fill the log
+	}
+	b.log.LogAttrs(r.Context(), level, "a call was refused", slog.String("from", r.RemoteAddr), slog.String("error", err.Error()))
 }
 
 // decide asks the cluster, and tells Slack what came of it. The key follows from the
 // call: one that comes to two bridges, or again after a restart, is one decision.
 func (b *Bridge) decide(ctx context.Context, p press, signature [sha256.Size]byte) {
 	defer func() { <-b.places }()
+	defer func() {
+		// One call must not end the others.
+		if v := recover(); v != nil {
+			b.log.LogAttrs(ctx, slog.LevelError, "a call panicked", slog.String("request", p.request), slog.Any("panic", v))
+		}
+	}()
 	ctx, cancel := context.WithTimeout(ctx, decideFor)
 	defer cancel()
 	r, err := b.api.DecideRequest(ctx, p.request, api.DecisionInput{Decision: p.decision, Hash: p.hash, Slack: p.account},

@@ -59,8 +59,8 @@ func newHooks(t *testing.T) *hooks {
 	t.Helper()
 	h := &hooks{}
 	h.server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/elsewhere" {
-			http.Redirect(w, r, "/actions/1", http.StatusTemporaryRedirect)
+		if r.URL.Path == "/actions/T024BE7LH/elsewhere" {
+			http.Redirect(w, r, "/actions/T024BE7LH/1", http.StatusTemporaryRedirect)
 			return
 		}
 		var o outcome
@@ -102,7 +102,7 @@ func (s *stage) pressed(change func(map[string]any)) string {
 	in := map[string]any{
 		"type": "block_actions", "team": map[string]any{"id": "T024BE7LH"}, "user": map[string]any{"id": "U0BOB", "team_id": "T024BE7LH"},
 		"actions":      []any{map[string]any{"type": "button", "block_id": "hallpass", "action_id": "hallpass_approve", "value": asked + " " + hash()}},
-		"response_url": s.hooks.server.URL + "/actions/1",
+		"response_url": s.hooks.server.URL + "/actions/T024BE7LH/1",
 		"message": map[string]any{"blocks": []any{
 			map[string]any{"type": "header", "text": map[string]any{"type": "plain_text", "text": "alice asks"}}, map[string]any{"type": "actions"},
 		}},
@@ -257,7 +257,7 @@ func TestBridgeReplay(t *testing.T) {
 	if got := s.call(signed(body, secret, s.at)); got != http.StatusServiceUnavailable {
 		t.Errorf("with no room to remember: %d", got)
 	}
-	s.at = s.at.Add(2 * window)
+	s.at = s.at.Add(2*window + 2*time.Second)
 	if got := s.call(signed(body, secret, s.at)); got != http.StatusOK || len(s.cluster.calls) != 2 || len(s.memory.seen) != 1 {
 		t.Errorf("%d, %d decisions, %d remembered", got, len(s.cluster.calls), len(s.memory.seen))
 	}
@@ -269,12 +269,12 @@ func TestBridgeAnswersSlackAlone(t *testing.T) {
 	s := newStage(t)
 	host := strings.TrimPrefix(s.hooks.server.URL, "https://")
 	for i, to := range []string{
-		"http://" + host + "/actions/1", "https://169.254.169.254/latest", "https://" + host + ".evil.test/", "https://" + host + "@evil.test/", "https://evil@" + host + "/",
-		"https://evil.test/" + host, "//" + host + "/", "file:///etc/passwd", "", "https://" + host + "/elsewhere",
+		"http://" + host + "/actions/T024BE7LH/1", "https://169.254.169.254/latest", "https://" + host + ".evil.test/", "https://" + host + "@evil.test/", "https://evil@" + host + "/",
+		"https://evil.test/" + host, "//" + host + "/", "file:///etc/passwd", "", "https://" + host + "/actions/T024BE7LH/elsewhere", "https://" + host + "/services/T0EVIL/1", "https://" + host + "/actions/T0EVIL/1",
 	} {
 		s.call(signed(s.pressed(func(in map[string]any) { in["response_url"] = to }), secret, s.at.Add(time.Duration(i)*time.Second)))
 	}
-	if len(s.hooks.got) != 0 || len(s.cluster.calls) != 10 {
+	if len(s.hooks.got) != 0 || len(s.cluster.calls) != 12 {
 		t.Errorf("%d answers, %d decisions", len(s.hooks.got), len(s.cluster.calls))
 	}
 }

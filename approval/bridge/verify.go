@@ -15,7 +15,7 @@ import (
 const (
 	// window is how far a call's time may be off: Slack's own advice.
 	window = 5 * time.Minute
-	// maxSeen is how many calls are remembered, for twice the window. Only calls that
+	// maxSeen is how many calls are remembered, for twice the window and the second that times are cut to. Only calls that
 	// Slack has signed count.
 	maxSeen = 1 << 16
 
@@ -83,6 +83,6 @@ func (m *memory) first(signature [sha256.Size]byte, now time.Time) (first, full 
 			return false, true
 		}
 	}
-	m.seen[signature] = now.Add(2 * window)
+	m.seen[signature] = now.Add(2*window + time.Second)
 	return true, false
 }

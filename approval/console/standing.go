@@ -89,7 +89,7 @@ func (p people) standing(me api.WhoAmI, r api.Request) standing {
 		s.Why = "You may decide on it from " + r.Escalation.At.UTC().Format("15:04:05") + " UTC on, if nobody has by then. Until then it is for " + groupNames(r.Require) + "."
 	case !inAny(me.Groups, r.Deciders()):
 		s.Why = "You are in none of the groups that must approve: " + groupNames(r.Deciders()) + "."
-	case approvedBy(r, me.Person) != nil:
+	case approvedBy(r, me.Person) != nil && !r.Enough():
 		s.MayDeny, s.Why = true, "You have approved it already. It waits for others."
 	default:
 		s.May, s.MayDeny = true, true

@@ -62,8 +62,17 @@ func (e Entry) keys() []string {
 	return append(append(ended.Requests, ended.Grants...), ended.Changes...)
 }
 
-// About are the ids of what the entry is about.
-func (e Entry) About() []string { return e.keys() }
+// About are the ids of what the entry is about, with the grants that ended by it: of who
+// was blocked, or of what was made of a grant.
+func (e Entry) About() []string {
+	var also struct {
+		Grants []string `json:"grants"`
+	}
+	if json.Unmarshal(e.Details, &also) != nil {
+		also.Grants = nil // an epoch's says how many there were
+	}
+	return append(e.keys(), also.Grants...)
+}
 
 // empty reports whether there is nothing in it that anybody would be told: a tick that
 // only made room.

@@ -70,6 +70,10 @@ type runner struct {
 	group   sync.WaitGroup
 }
 
+// quietMost is for how long one answer keeps all of a target waiting: a receiver that has trouble with one delivery
+// alone, and says so with a time, would else be told of nothing else for as long.
+const quietMost = time.Minute
+
 // follow delivers until ctx ends or something is wrong.
 func (n *Notifier) follow(ctx context.Context, t *Target) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -320,7 +324,7 @@ func (r *runner) took(ctx context.Context, done result) {
 	now := r.n.cfg.Now()
 	p.tries, p.cause, p.Again = p.tries+1, f.Cause, true
 	p.next = now.Add(max(p.pauses.NextBackOff(), f.After))
-	if end := now.Add(f.After); f.After > 0 && end.After(r.quiet) {
+	if end := now.Add(min(f.After, quietMost)); f.After > 0 && end.After(r.quiet) {
 		r.quiet = end // it is the receiver that is busy, not this delivery: the others would be turned away, too
 	}
 	if f.Gone {

@@ -43,7 +43,7 @@ func (a *app) newNotifyList() *cobra.Command {
 						w.row(t.Name, t.Kind, t.Host, strconv.FormatUint(t.Sent, 10), strconv.Itoa(len(t.Open)), strconv.FormatUint(t.Dead, 10), targetState(t))
 					}
 					for _, name := range all.Missing {
-						w.row(name, "", "", "0", "0", "0", "the policy names it, and it is not in the leader's configuration: nobody is told")
+						w.row(name, "", "", "0", "0", "0", "the policy names it, and it is not in the answering node's configuration: nobody is told")
 					}
 				})
 			})
@@ -62,7 +62,7 @@ func targetState(t api.NotifyTarget) string {
 	case t.PausedAt != nil:
 		return "paused: " + t.Cause
 	case !t.Configured:
-		return "not in the leader's configuration"
+		return "not in the answering node's configuration"
 	}
 	return "ok"
 }

@@ -41,7 +41,7 @@ func TestNotifyCommands(t *testing.T) {
 		status int
 		want   []string
 	}{
-		{"notify list", exitOK, []string{"siem", "https://siem.acme.test", " ok", "entry 41 failed 3 times: answered 500", "paused: answered 410 Gone", "not in the leader's configuration", "pager", "the policy names it"}},
+		{"notify list", exitOK, []string{"siem", "https://siem.acme.test", " ok", "entry 41 failed 3 times: answered 500", "paused: answered 410 Gone", "not in the answering node's configuration", "pager", "the policy names it"}},
 		{"notify dead", exitOK, []string{"siem ", "41", "request.create", "r1", "answered 500"}},
 		{"notify dead siem", exitOK, []string{"siemsiem"}},
 		{"notify dead a b", exitUsage, []string{"one TARGET or none"}},

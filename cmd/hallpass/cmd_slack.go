@@ -116,6 +116,9 @@ func (s slackSettings) tls() (*tls.Config, error) {
 		c, err := tls.LoadX509KeyPair(s.Listen.Certificate, s.Listen.Key)
 		return &c, err
 	}
+	if _, err := secretOf(s.Listen.Key, true, ""); err != nil {
+		return nil, fmt.Errorf("%w: listen.key: %w", config.ErrConfig, err)
+	}
 	if _, err := load(); err != nil {
 		return nil, fmt.Errorf("%w: listen.certificate: %w", config.ErrConfig, err)
 	}
