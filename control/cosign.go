@@ -46,8 +46,12 @@ type cosigner struct {
 	path   string
 	signer *audit.Cosigner
 
-	mu     sync.Mutex       // held while a head is looked at and written down: one at a time
-	last   audit.Checkpoint // guarded by mu; no Origin: none yet
+	// turn has a place for whoever looks at a head and writes it down: one at a time. No lock
+	// is held for so long: what of the log is missing here is fetched from others.
+	turn chan struct{}
+
+	mu     sync.Mutex
+	last   audit.Checkpoint // guarded by mu, and changed by whoever has the turn; no Origin: none yet
 	broken error            // guarded by mu; the file cannot be relied on
 	forked string           // guarded by mu; who asked for what contradicts this node's log
 }
@@ -55,7 +59,7 @@ type cosigner struct {
 // openCosigner reads what a node cosigned before. A file that is not as the node
 // left it is not started over: the node cosigns nothing until somebody has looked.
 func openCosigner(dir string, signer note.Signer, verifierKey string) *cosigner {
-	c := &cosigner{path: filepath.Join(dir, cosignedFile)}
+	c := &cosigner{path: filepath.Join(dir, cosignedFile), turn: make(chan struct{}, 1)}
 	if c.signer, c.broken = audit.NewCosigner(signer, verifierKey); c.broken != nil {
 		return c
 	}
@@ -77,8 +81,8 @@ func openCosigner(dir string, signer note.Signer, verifierKey string) *cosigner 
 }
 
 // remember puts a head on disk, and only then counts it as cosigned.
-func (c *cosigner) remember(head audit.Checkpoint, line string) error {
-	if head == c.last {
+func (c *cosigner) remember(head, last audit.Checkpoint, line string) error {
+	if head == last {
 		return nil
 	}
 	text, err := head.Text()
@@ -88,8 +92,17 @@ func (c *cosigner) remember(head audit.Checkpoint, line string) error {
 	if err != nil {
 		return fmt.Errorf("remember what is cosigned: %w", err)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.last = head
 	return nil
+}
+
+// before is the head that was cosigned last, or why none is any more.
+func (c *cosigner) before() (audit.Checkpoint, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.last, c.broken
 }
 
 // writeSynced replaces a file, whole or not at all, and returns when it would
@@ -129,12 +142,17 @@ func (n *node) cosign(ctx context.Context, head audit.Checkpoint) (line string, 
 		return "", err
 	}
 	c := n.cosigner
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.broken != nil {
-		return "", c.broken
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done():
+		return "", fmt.Errorf("others are cosigned first: %w", ctx.Err())
 	}
-	if err := n.ownHistory(ctx, head, c.last); err != nil {
+	last, err := c.before()
+	if err != nil {
+		return "", err
+	}
+	if err := n.ownHistory(ctx, head, last); err != nil {
 		return "", err
 	}
 	now := n.now()
@@ -144,7 +162,7 @@ func (n *node) cosign(ctx context.Context, head audit.Checkpoint) (line string, 
 	if line, err = c.signer.Cosign(head, now); err != nil {
 		return "", err
 	}
-	return line, c.remember(head, line)
+	return line, c.remember(head, last, line)
 }
 
 // ownHistory checks that a head, and the one cosigned before it, are of this
