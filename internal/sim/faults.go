@@ -421,38 +421,39 @@ type Membership interface {
 
 var errNoLeader = errors.New("sim: nobody leads")
 
-// storeMembership changes the membership where the leader keeps it.
+// storeMembership changes the membership where the leader keeps it. As in a control node
+// a leader writes down first what it changes, which it refuses with a clock that is off.
 type storeMembership struct{ run *run }
 
-func (m storeMembership) leader(id string) (*raftstore.Store, error) {
+func (m storeMembership) leader(id string) (*raftstore.Store, func() error, error) {
 	for _, n := range m.run.nodes {
 		if s := n.store(); s != nil && s.IsLeader() {
 			if n.id == id {
-				return nil, errors.Join(fmt.Errorf("sim: %s leads", id), s.TransferLeadership())
+				return nil, nil, errors.Join(fmt.Errorf("sim: %s leads", id), s.TransferLeadership())
 			}
-			return s, nil
+			return s, n.checkClock, nil
 		}
 	}
-	return nil, errNoLeader
+	return nil, nil, errNoLeader
 }
 
 // Remove implements Membership.
 func (m storeMembership) Remove(ctx context.Context, id string) error {
-	s, err := m.leader(id)
+	s, leaf, err := m.leader(id)
 	if err != nil || s.Membership()[id] == raftstore.RoleNone {
 		return err
 	}
-	return s.Remove(ctx, id)
+	return s.Remove(ctx, id, leaf)
 }
 
 // Add implements Membership.
 func (m storeMembership) Add(ctx context.Context, id string) error {
-	s, err := m.leader(id)
+	s, leaf, err := m.leader(id)
 	if err != nil {
 		return err
 	}
 	if s.Membership()[id] == raftstore.RoleNone {
-		if err := s.AddNonvoter(ctx, id); err != nil {
+		if err := s.AddNonvoter(ctx, id, leaf); err != nil {
 			return err
 		}
 	}
@@ -461,5 +462,5 @@ func (m storeMembership) Add(ctx context.Context, id string) error {
 	}
 	soon, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	return s.Promote(soon, id)
+	return s.Promote(soon, id, leaf)
 }

@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -53,6 +54,16 @@ func (n *node) now() time.Time {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return time.Now().Round(0).Add(n.offset)
+}
+
+// checkClock refuses while the clock is off.
+func (n *node) checkClock() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.offset.Abs() > slack {
+		return fmt.Errorf("sim: the clock of %s is off by %s", n.id, n.offset)
+	}
+	return nil
 }
 
 func (n *node) setClock(offset time.Duration) {
