@@ -339,6 +339,9 @@ func (r *run) remove(f fault, n *node) {
 	}
 	defer func() { r.registrar <- struct{}{} }()
 	if !r.changeMembers(f, n, "removed", 20*time.Second, r.members.Remove) {
+		// It may be, later: a leader that steps down does not know what becomes of its last change. Were it
+		// left so, the next removal would leave a cluster of one, which has nobody to compare its clock with.
+		r.changeMembers(f, n, "added again", 5*time.Minute, r.members.Add)
 		return
 	}
 	release, ok := n.claim()
