@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -33,6 +34,7 @@ type cluster struct {
 	calls []api.DecisionInput
 	err   error
 	hold  chan struct{}
+	panic bool
 }
 
 func (c *cluster) DecideRequest(_ context.Context, id string, in api.DecisionInput, opts ...api.CallOption) (api.Request, error) {
@@ -41,6 +43,9 @@ func (c *cluster) DecideRequest(_ context.Context, id string, in api.DecisionInp
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.panic {
+		panic("a mistake of ours")
+	}
 	if id != asked || len(opts) != 1 {
 		return api.Request{}, errors.New("another request, or no key")
 	}
@@ -294,6 +299,32 @@ func TestBridgeAtOnce(t *testing.T) {
 	s.settled()
 	if codes[200] != atOnce || codes[503] != 1 || len(s.cluster.calls) != atOnce {
 		t.Errorf("%v, %d decisions", codes, len(s.cluster.calls))
+	}
+}
+
+// TestBridgeOutlivesAPanic: one call that ends in a mistake of ours keeps no place, and ends no other.
+func TestBridgeOutlivesAPanic(t *testing.T) {
+	s := newStage(t)
+	s.cluster.panic = true
+	for i := range atOnce + 1 {
+		if got := s.call(signed(s.pressed(nil), secret, s.at.Add(time.Duration(i)*time.Second))); got != http.StatusOK {
+			t.Fatalf("call %d: %d", i, got)
+		}
+	}
+}
+
+// TestBridgeLog: what anybody can send fills no log; what Slack has signed and is refused is in it.
+func TestBridgeLog(t *testing.T) {
+	s := newStage(t)
+	var said strings.Builder
+	s.log = slog.New(slog.NewTextHandler(&said, nil))
+	s.call(signed(s.pressed(nil), "another key, as long as that one", s.at))
+	if said.Len() > 0 {
+		t.Errorf("of a call that Slack did not sign: %s", said.String())
+	}
+	s.call(signed(s.pressed(func(in map[string]any) { in["team"] = map[string]any{"id": "T0EVIL"} }), secret, s.at))
+	if !strings.Contains(said.String(), `a call was refused`) || !strings.Contains(said.String(), "T0EVIL") {
+		t.Errorf("of another workspace: %q", said.String())
 	}
 }
 
