@@ -8,23 +8,13 @@ import (
 	"github.com/hallpass/hallpass/approval/api"
 )
 
-const stepUpPolicy = `version: 3
-rules:
-  - name: accounts
-    service: payments
-    requesters: [group:engineers]
-    permissions: ["GET,HEAD /accounts/**"]
-    require: [{group: payments-owners, approvals: 1}]
-    max_duration: 1h
-    step_up: 5m
-`
-
 // TestStepUp: what the policy asks of a console is told as long as it is to be decided.
 func TestStepUp(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, nil)
 	ctx := t.Context()
-	c.setPolicy(t, stepUpPolicy)
+	strict := strings.Replace(extensiblePolicy, "max_extended: 2h", "step_up: 5m", 1)
+	c.setPolicy(t, strict)
 	want := api.Duration(5 * time.Minute)
 	in := api.RequestInput{Service: "payments", Permissions: []string{"GET /accounts/**"}, Duration: api.Duration(time.Hour), Reason: "ticket"}
 	alice := c.as("user/alice")
@@ -36,7 +26,7 @@ func TestStepUp(t *testing.T) {
 		t.Errorf("told %s and %s", dry.StepUp, r.StepUp)
 	}
 	// By another name the rule is as strict: for what was asked for before, any that may apply counts.
-	c.setPolicy(t, strings.Replace(stepUpPolicy, "name: accounts", "name: renamed", 1))
+	c.setPolicy(t, strings.Replace(strict, "name: accounts", "name: renamed", 1))
 	r, err = alice.Request(ctx, r.ID)
 	must(t, err)
 	if r.StepUp != want {
