@@ -74,6 +74,8 @@ func TestConnectorHosts(t *testing.T) {
 		t.Fatal(err)
 	}
 	for host, want := range map[string]bool{
+		"127.0.0.1:80@": false, "127.0.0.1:80@elsewhere.test": false, "127.0.0.1:8a": false, "localhost:-1": false, "[::1": false, "[::1]x": false,
+		"[::1]:80]": false, "::1": false, "[127.0.0.1]": false, "[localhost]": false,
 		"127.0.0.1": true, "127.0.0.1:80": true, "127.9.9.9:80": true, "[::1]": true, "[::1]:80": true,
 		"localhost": true, "LOCALHOST:80": true, "payments.acme.test": true, "Payments.acme.test:9443": true,
 		"": false, ":80": false, "0.0.0.0:80": false, "[::]:80": false, "2130706433": false, "127.1": false, "0x7f.0.0.1": false,

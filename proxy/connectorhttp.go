@@ -314,17 +314,24 @@ func (c *Connector) foreign(r *http.Request, overTCP bool) string {
 	return ""
 }
 
-// ownHost says whether a Host is this machine's or the service's.
+// ownHost says whether a Host is this machine's or the service's. It is read in one way alone (RFC 9110, section 7.2: a name and a
+// port of digits): "127.0.0.1:80@elsewhere" begins as loopback does, and whoever parses it as a URL is led elsewhere.
 func (c *Connector) ownHost(h string) bool {
-	name, _, err := net.SplitHostPort(h)
-	if err != nil {
-		name = h
-		if inner, ok := strings.CutPrefix(h, "["); ok {
-			name = strings.TrimSuffix(inner, "]")
+	name := h
+	if i := strings.LastIndexByte(h, ':'); i > strings.LastIndexByte(h, ']') {
+		if strings.Trim(h[i+1:], "0123456789") != "" {
+			return false
+		}
+		name = h[:i]
+	}
+	inner, bracketed := strings.CutPrefix(name, "[")
+	if bracketed {
+		if name, bracketed = strings.CutSuffix(inner, "]"); !bracketed {
+			return false
 		}
 	}
 	if ip, err := netip.ParseAddr(name); err == nil {
-		return ip.IsLoopback() && ip.Zone() == ""
+		return ip.IsLoopback() && ip.Zone() == "" && ip.Is6() == bracketed
 	}
-	return strings.EqualFold(name, "localhost") || strings.EqualFold(name, c.host)
+	return !bracketed && (strings.EqualFold(name, "localhost") || strings.EqualFold(name, c.host))
 }

@@ -254,7 +254,7 @@ func FuzzForeignPage(f *testing.F) {
 	for _, text := range []string{
 		"POST / HTTP/1.1\r\nHost: localhost:80\r\nOrigin: http://localhost:80\r\nSec-Fetch-Site: same-origin\r\n\r\nbody",
 		"GET /a HTTP/1.1\r\nHost: 127.0.0.1:80\r\n\r\n", "GET / HTTP/1.1\r\nHost: payments.acme.test\r\nSec-Fetch-Site: none\r\n\r\n",
-		"EHLO localhost\r\nQUIT\r\n", "GET /key\r\n", "\x16\x03\x01",
+		"GET /a HTTP/1.1\r\nHost: 127.0.0.1:80@\r\n\r\n", "EHLO localhost\r\nQUIT\r\n", "GET /key\r\n", "\x16\x03\x01",
 	} {
 		f.Add([]byte(text), uint16(strings.LastIndex(text, ":80\r")+7), byte('x'))
 	}
