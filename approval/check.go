@@ -205,7 +205,11 @@ func (c *checker) directory() {
 		for _, member := range g.Members {
 			_, known := c.persons[member]
 			c.need(known, "group %q: no person %q", name, member)
-			c.mark(pairKey(prefixMember, member, name))
+		}
+		counting, err := c.s.counting(g)
+		c.need(err == nil, "group %q: %v", name, err)
+		for _, person := range counting {
+			c.mark(pairKey(prefixMember, person, name))
 		}
 		c.need(checkDistinct(name, g.Members) == nil, "group %q has a member twice", name)
 	})

@@ -121,22 +121,12 @@ func (t *turn) setGroup(g Group) error {
 	if err := checkDistinct("group "+g.Name, g.Members); err != nil {
 		return err
 	}
-	if old, ok, err := load[Group](t, key(prefixGroup, g.Name)); err != nil {
+	was, err := t.counted(g.Name)
+	if err != nil {
 		return err
-	} else if ok {
-		t.dropMembers(old)
-	}
-	for _, name := range g.Members {
-		t.mark(pairKey(prefixMember, name, g.Name))
 	}
 	t.save(key(prefixGroup, g.Name), g)
-	return nil
-}
-
-func (t *turn) dropMembers(g Group) {
-	for _, name := range g.Members {
-		t.unmark(pairKey(prefixMember, name, g.Name))
-	}
+	return t.recount(was, g)
 }
 
 // deletePerson takes a person out of all groups and away.
@@ -145,14 +135,24 @@ func (t *turn) deletePerson(name string) error {
 	if err != nil {
 		return err
 	}
-	for _, group := range t.state().GroupsOf(name) {
-		g, err := find[Group](t, key(prefixGroup, group), "group", group)
+	groups, err := t.state().Groups()
+	if err != nil {
+		return err
+	}
+	for _, g := range groups {
+		i := slices.Index(g.Members, name)
+		if i < 0 {
+			continue
+		}
+		was, err := t.state().counting(g)
 		if err != nil {
 			return err
 		}
-		t.unmark(pairKey(prefixMember, name, group))
-		g.Members = slices.DeleteFunc(g.Members, func(m string) bool { return m == name })
-		t.save(key(prefixGroup, group), g)
+		g.Members = slices.Delete(slices.Clone(g.Members), i, i+1)
+		t.save(key(prefixGroup, g.Name), g)
+		if err := t.recount(was, g); err != nil {
+			return err
+		}
 	}
 	t.dropPersonIndexes(p)
 	t.Delete(key(prefixPerson, name))
@@ -172,7 +172,13 @@ func (t *turn) deleteGroup(name string) error {
 	if slices.Contains(p.Groups(), name) {
 		return conflict("the policy names group %q", name).then("change the policy first")
 	}
-	t.dropMembers(g)
+	was, err := t.state().counting(g)
+	if err != nil {
+		return err
+	}
+	for _, person := range was {
+		t.unmark(pairKey(prefixMember, person, name))
+	}
 	t.Delete(key(prefixGroup, name))
 	return nil
 }
