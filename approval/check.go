@@ -206,6 +206,7 @@ func (c *checker) directory() {
 			_, known := c.persons[member]
 			c.need(known, "group %q: no person %q", name, member)
 		}
+		c.onCall(g)
 		counting, err := c.s.counting(g)
 		c.need(err == nil, "group %q: %v", name, err)
 		for _, person := range counting {

@@ -51,6 +51,7 @@ const (
 
 	// Since version 4.
 	KindEscalateRequest Kind = "request.escalate"
+	KindSetDuty         Kind = "group.duty"
 
 	KindCloseReview  Kind = "review.close"
 	KindSettleOutbox Kind = "outbox.settle"
@@ -65,7 +66,7 @@ func (k Kind) since() int {
 		return 2
 	case KindAnchorAccess:
 		return 3
-	case KindCloseReview, KindSettleOutbox, KindReplayOutbox, KindForgetOutbox, KindEscalateRequest:
+	case KindCloseReview, KindSettleOutbox, KindReplayOutbox, KindForgetOutbox, KindEscalateRequest, KindSetDuty:
 		return 4
 	}
 	return 1

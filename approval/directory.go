@@ -121,11 +121,22 @@ func (t *turn) setGroup(g Group) error {
 	if err := checkDistinct("group "+g.Name, g.Members); err != nil {
 		return err
 	}
-	was, err := t.counted(g.Name)
+	if err := checkOnCall(g); err != nil {
+		return err
+	}
+	old, was, err := t.counted(g.Name)
 	if err != nil {
 		return err
 	}
+	return t.saveGroup(old.OnCall, was, g)
+}
+
+// saveGroup writes a group, with who counts in it now.
+func (t *turn) saveGroup(old *OnCall, was []string, g Group) error {
 	t.save(key(prefixGroup, g.Name), g)
+	if err := t.renewDuty(old, g); err != nil {
+		return err
+	}
 	return t.recount(was, g)
 }
 
@@ -148,9 +159,12 @@ func (t *turn) deletePerson(name string) error {
 		if err != nil {
 			return err
 		}
+		if g.OnCall != nil && slices.Contains(g.OnCall.Order, name) {
+			// Another's turn would come sooner than anyone has agreed to.
+			return conflict("%q takes turns in the rota of group %q", name, g.Name).then("change the rota first; to lock the person out at once, block their identities: hallpass subject block")
+		}
 		g.Members = slices.Delete(slices.Clone(g.Members), i, i+1)
-		t.save(key(prefixGroup, g.Name), g)
-		if err := t.recount(was, g); err != nil {
+		if err := t.saveGroup(g.OnCall, was, g); err != nil {
 			return err
 		}
 	}
@@ -180,7 +194,7 @@ func (t *turn) deleteGroup(name string) error {
 		t.unmark(pairKey(prefixMember, person, name))
 	}
 	t.Delete(key(prefixGroup, name))
-	return nil
+	return t.dropDuty(name)
 }
 
 // checkAdmins refuses a directory in which no change could be approved any more.

@@ -23,7 +23,9 @@ import (
 //	po/SUBJECT 0 PERSON      who owns a subject
 //	ps/ACCOUNT               of Slack → PERSON
 //	g/GROUP                  groups                        (Group)
-//	gm/PERSON 0 GROUP        whose member a person is
+//	gm/PERSON 0 GROUP        which groups a person is in now
+//	gd/GROUP                 who of a group is on call (Duty)
+//	gq/<ms> KIND GROUP       …and until when
 //	b/SUBJECT                blocks                        (Block)
 //	r/<di>                   requests, each with its grant (storedRequest)
 //	rv/SERVICE 0 <di>        …by service
@@ -73,6 +75,8 @@ const (
 	prefixSlack        = "ps/"
 	prefixGroup        = "g/"
 	prefixMember       = "gm/"
+	prefixDuty         = "gd/"
+	prefixDutyDue      = "gq/"
 	prefixBlock        = "b/"
 	prefixRecord       = "r/"
 	prefixByService    = "rv/"
@@ -121,6 +125,7 @@ const (
 	dueFeedIssuer = 'v'
 	dueIdem       = 'k'
 	dueEscalation = 'q'
+	dueDuty       = 'd'
 )
 
 // What has ended, or runs out without a leaf of its own.

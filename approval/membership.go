@@ -6,15 +6,21 @@ import "slices"
 // whatever that depends on, by a command. No clock is asked while votes are counted, and the audit log says who counted, and since when.
 
 // counting returns who of a group is in it now.
-func (s State) counting(g Group) ([]string, error) { return g.Members, nil }
+func (s State) counting(g Group) ([]string, error) {
+	if g.OnCall == nil {
+		return g.Members, nil
+	}
+	return s.onCall(g)
+}
 
-// counted returns who is in the group of a name now: nobody, where there is none yet.
-func (t *turn) counted(group string) ([]string, error) {
+// counted returns the group of a name, and who is in it now: nobody, where there is none yet.
+func (t *turn) counted(group string) (g Group, now []string, err error) {
 	g, ok, err := load[Group](t, key(prefixGroup, group))
 	if err != nil || !ok {
-		return nil, err
+		return g, nil, err
 	}
-	return t.state().counting(g)
+	now, err = t.state().counting(g)
+	return g, now, err
 }
 
 // recount has those in the index who are in a group now, in place of those who were.

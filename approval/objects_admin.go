@@ -19,6 +19,7 @@ type Person struct {
 type Group struct {
 	Name    string   `json:"name" cbor:"1,keyasint"`
 	Members []string `json:"members" cbor:"2,keyasint"`
+	OnCall  *OnCall  `json:"on_call,omitempty" cbor:"3,keyasint,omitempty"` // nil: all are in it all the time; since version 4
 }
 
 // EditKind names what a change does.

@@ -120,6 +120,9 @@ var verbs = []verb{
 	{regexp.MustCompile(`^expect votes (r\d) (.*)$`), (*scenario).expectVotes},
 	{regexp.MustCompile(`^expect (r\d) needs (.*)$`), (*scenario).expectNeeds},
 	{regexp.MustCompile(`^expect (r\d) escalates (.*)$`), (*scenario).expectEscalates},
+	{regexp.MustCompile(`^(\S+) hands over (\S+)` + opts), (*scenario).handsOver},
+	{regexp.MustCompile(`^(\S+) hears that (.+) (?:is|are) on call in (\S+) for (\S+)` + opts), (*scenario).hears},
+	{regexp.MustCompile(`^expect on call in (\S+) (.*)$`), (*scenario).expectOnCall},
 	{regexp.MustCompile(`^expect (r\d) allows (.*) for (\S+)$`), (*scenario).expectAllows},
 	{regexp.MustCompile(`^expect (policy|directory) revision (\d+)$`), (*scenario).expectRevision},
 	{regexp.MustCompile(`^expect (due|nothing due)$`), (*scenario).expectDue},
@@ -361,7 +364,7 @@ func (s *scenario) proposes(m []string, want expectedOutcome) {
 	case "policy":
 		e, base = Edit{Kind: EditPolicySet, YAML: s.sections[name]}, policyRevision
 	case "group":
-		e = Edit{Kind: EditGroupSet, Group: &Group{Name: name, Members: strings.Fields(rest)}}
+		e = Edit{Kind: EditGroupSet, Group: &Group{Name: name, Members: strings.Fields(rest), OnCall: s.onCall(o)}}
 	case "no group":
 		e = Edit{Kind: EditGroupDelete, Name: name}
 	case "no person":

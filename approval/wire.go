@@ -148,11 +148,14 @@ func needs(body Body) int {
 			return 3
 		}
 	case Bootstrap:
-		if slices.ContainsFunc(b.Persons, func(p Person) bool { return p.Slack != "" }) {
+		if slices.ContainsFunc(b.Persons, func(p Person) bool { return p.Slack != "" }) || slices.ContainsFunc(b.Groups, func(g Group) bool { return g.OnCall != nil }) {
 			return 4
 		}
 	case ProposeChange:
 		if p := b.Edit.Person; p != nil && p.Slack != "" {
+			return 4
+		}
+		if g := b.Edit.Group; g != nil && g.OnCall != nil {
 			return 4
 		}
 	}
@@ -217,6 +220,8 @@ func decodeBody(kind Kind, data []byte) (Body, error) {
 		return decodeAs[AnchorAccess](data)
 	case KindEscalateRequest:
 		return decodeAs[EscalateRequest](data)
+	case KindSetDuty:
+		return decodeAs[SetDuty](data)
 	case KindCloseReview:
 		return decodeAs[CloseReview](data)
 	case KindSettleOutbox:
@@ -310,6 +315,8 @@ func decodeObject(kind string, data []byte) (Object, error) {
 		return objectAs[EmergencyRevocation](data)
 	case "anchored":
 		return objectAs[Anchored](data)
+	case "duty":
+		return objectAs[Duty](data)
 	case "outbox target":
 		return objectAs[Target](data)
 	}

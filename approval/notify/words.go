@@ -42,6 +42,8 @@ type details struct {
 	BreakGlass  *struct{}   `json:"break_glass"` // nil: the approvals that it requires were, or are, waited for
 	Grants      []string    `json:"grants"`
 	Changes     []string    `json:"changes"`
+	Persons     []string    `json:"persons"` // who is on call
+	Lapsed      string      `json:"lapsed"`  // who counts instead
 }
 
 // escalation says who may decide on a request in place of others.
@@ -134,6 +136,12 @@ func (e Event) headline(d details) string {
 		text = who + " tries whether messages arrive"
 	case e.Kind == approval.KindTick:
 		text = fmt.Sprintf("expired: %d requests, %d grants, %d changes", len(d.Requests), len(d.Grants), len(d.Changes))
+	case e.Kind == approval.KindSetDuty && d.Lapsed != "":
+		text = "who is on call in " + e.Object + " is not known any more: " + d.Lapsed + " of it count"
+	case e.Kind == approval.KindSetDuty && len(d.Persons) == 0:
+		text = "nobody is on call in " + e.Object
+	case e.Kind == approval.KindSetDuty:
+		text = "on call in " + e.Object + ": " + strings.Join(d.Persons, ", ")
 	case about == "":
 		text = string(e.Kind) + " " + e.name(e.Object) + " by " + who
 	case e.Kind == approval.KindCreateRequest && d.BreakGlass != nil:
