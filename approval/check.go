@@ -207,7 +207,7 @@ func (c *checker) directory() {
 			c.need(known, "group %q: no person %q", name, member)
 		}
 		c.onCall(g)
-		counting, err := c.s.counting(g)
+		counting, err := c.s.Counting(g)
 		c.need(err == nil, "group %q: %v", name, err)
 		for _, person := range counting {
 			c.mark(pairKey(prefixMember, person, name))

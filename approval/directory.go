@@ -155,7 +155,7 @@ func (t *turn) deletePerson(name string) error {
 		if i < 0 {
 			continue
 		}
-		was, err := t.state().counting(g)
+		was, err := t.state().Counting(g)
 		if err != nil {
 			return err
 		}
@@ -186,7 +186,7 @@ func (t *turn) deleteGroup(name string) error {
 	if slices.Contains(p.Groups(), name) {
 		return conflict("the policy names group %q", name).then("change the policy first")
 	}
-	was, err := t.state().counting(g)
+	was, err := t.state().Counting(g)
 	if err != nil {
 		return err
 	}

@@ -5,8 +5,8 @@ import "slices"
 // Whether somebody is in a group is read off one index, person by person, that holds who counts in it now: it is written anew with
 // whatever that depends on, by a command. No clock is asked while votes are counted, and the audit log says who counted, and since when.
 
-// counting returns who of a group is in it now.
-func (s State) counting(g Group) ([]string, error) {
+// Counting returns who of a group is in it now.
+func (s State) Counting(g Group) ([]string, error) {
 	if g.OnCall == nil {
 		return g.Members, nil
 	}
@@ -19,13 +19,13 @@ func (t *turn) counted(group string) (g Group, now []string, err error) {
 	if err != nil || !ok {
 		return g, nil, err
 	}
-	now, err = t.state().counting(g)
+	now, err = t.state().Counting(g)
 	return g, now, err
 }
 
 // recount has those in the index who are in a group now, in place of those who were.
 func (t *turn) recount(was []string, g Group) error {
-	now, err := t.state().counting(g)
+	now, err := t.state().Counting(g)
 	if err != nil {
 		return err
 	}

@@ -216,7 +216,7 @@ func (t *turn) setDuty(b SetDuty) (Object, error) {
 	if err != nil || t.unchanged {
 		return old, err
 	}
-	was, err := t.state().counting(g)
+	was, err := t.state().Counting(g)
 	if err != nil {
 		return nil, err
 	}

@@ -45,9 +45,14 @@ func (b backend) Groups(ctx context.Context, call api.Call) (out api.Groups, err
 		if err != nil {
 			return err
 		}
-		out = api.Groups{Revision: c.DirectoryRevision, Groups: mapped(groups, func(g approval.Group) api.Group {
-			return api.Group{Name: g.Name, Members: list(g.Members)}
-		})}
+		out = api.Groups{Revision: c.DirectoryRevision, Groups: make([]api.Group, 0, len(groups))}
+		for _, g := range groups {
+			group, err := wireGroup(s, g)
+			if err != nil {
+				return err
+			}
+			out.Groups = append(out.Groups, group)
+		}
 		return nil
 	})
 	return out, err

@@ -286,6 +286,10 @@ type Groups struct {
 type Group struct {
 	Name    string   `json:"name"`
 	Members []string `json:"members" doc:"names of persons"`
+
+	OnCall *OnCall    `json:"on_call,omitempty" doc:"how members take turns; absent: all are in it all the time"`
+	Now    []string   `json:"now,omitempty" doc:"of a group in which members take turns: who is in it now; absent: nobody"`
+	Until  *time.Time `json:"until,omitempty" doc:"of such a group: the next hand-over, or when what its resolver said holds no more; absent: nothing holds"`
 }
 
 // Persons are the persons in force.
@@ -367,7 +371,7 @@ const (
 )
 
 // ChangeSpec is what a change would do. Exactly the fields of its kind are
-// set: policy.set {yaml}, group.set {name, members}, group.delete {name},
+// set: policy.set {yaml}, group.set {name, members, on_call}, group.delete {name},
 // person.set {name, ids, owns}, person.delete {name}, subject.unblock {subject}.
 type ChangeSpec struct {
 	Kind    string   `json:"kind" enum:"policy.set,group.set,group.delete,person.set,person.delete,subject.unblock"`
@@ -378,6 +382,7 @@ type ChangeSpec struct {
 	Owns    []string `json:"owns,omitempty" maxItems:"1000" nullable:"false"`
 	Subject string   `json:"subject,omitempty" maxLength:"2048"`
 	Slack   string   `json:"slack,omitempty" maxLength:"65" doc:"of person.set: the person's account, TEAM/USER; absent: none"`
+	OnCall  *OnCall  `json:"on_call,omitempty" doc:"of group.set: how members take turns; absent: they do not"`
 }
 
 // ChangeInput is the body of POST /v1/changes.

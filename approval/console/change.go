@@ -70,11 +70,15 @@ func (c *Console) changeView(v visit, id string) (view, error) {
 	}
 	var (
 		persons api.Persons
+		groups  api.Groups
 		policy  api.Policy
 		cluster api.Cluster
 	)
 	err = together(func() (err error) {
 		persons, err = v.api.Persons(v.Context())
+		return err
+	}, func() (err error) {
+		groups, err = v.api.Groups(v.Context())
 		return err
 	}, func() (err error) {
 		policy, err = v.api.Policy(v.Context())
@@ -89,7 +93,7 @@ func (c *Console) changeView(v visit, id string) (view, error) {
 		return view{}, err
 	}
 	b := changeBody{Change: ch, Key: rand.Text(), standing: changeStanding(v.me, ch)}
-	before, after := sides(ch.Change, policy, persons)
+	before, after := sides(ch.Change, policy, persons, groups)
 	if ch.State != api.ChangePending {
 		before = after // it was compared with what was in force then, which nobody knows here
 	}
@@ -144,18 +148,17 @@ func changeStanding(me api.WhoAmI, ch api.Change) standing {
 }
 
 // sides are what is in force and what would be, as text.
-func sides(s api.ChangeSpec, policy api.Policy, persons api.Persons) (before, after string) {
+func sides(s api.ChangeSpec, policy api.Policy, persons api.Persons, groups api.Groups) (before, after string) {
 	switch s.Kind {
 	case api.ChangePolicySet:
 		return policy.YAML, s.YAML
 	case api.ChangeGroupSet, api.ChangeGroupDelete:
-		var members []string
-		for _, p := range persons.Persons {
-			if slices.Contains(p.Groups, s.Name) {
-				members = append(members, p.Name)
+		for _, g := range groups.Groups {
+			if g.Name == s.Name {
+				before = groupLines(g.Members, g.OnCall)
 			}
 		}
-		return listing("member", members), listing("member", s.Members)
+		return before, groupLines(s.Members, s.OnCall)
 	case api.ChangePersonSet, api.ChangePersonDelete:
 		for _, p := range persons.Persons {
 			if p.Name == s.Name {
@@ -168,6 +171,15 @@ func sides(s api.ChangeSpec, policy api.Policy, persons api.Persons) (before, af
 	default:
 		return "", ""
 	}
+}
+
+// groupLines are the members of a group, and how they take turns.
+func groupLines(members []string, turns *api.OnCall) string {
+	lines := listing("member", members)
+	if words := turns.Words(); words != "" {
+		lines += "on call " + words + "\n"
+	}
+	return lines
 }
 
 // listing is a line for each, in order.

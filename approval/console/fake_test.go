@@ -91,6 +91,22 @@ func (f *fakeAPI) Persons(context.Context, ...api.CallOption) (out api.Persons, 
 	return out, err
 }
 
+// Groups are those that persons are in.
+func (f *fakeAPI) Groups(context.Context, ...api.CallOption) (out api.Groups, err error) {
+	err = f.with(func() {
+		members := map[string][]string{}
+		for _, p := range f.persons {
+			for _, g := range p.Groups {
+				members[g] = append(members[g], p.Name)
+			}
+		}
+		for name, all := range members {
+			out.Groups = append(out.Groups, api.Group{Name: name, Members: all})
+		}
+	})
+	return out, err
+}
+
 func (f *fakeAPI) Policy(context.Context, ...api.CallOption) (out api.Policy, err error) {
 	err = f.with(func() { out = f.policy })
 	return out, err
