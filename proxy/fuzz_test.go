@@ -275,8 +275,9 @@ func (h *fuzzHarness) exchange(t *testing.T, data []byte) {
 }
 
 // wire is a client that sends its bytes and waits for the answers: to a reader of
-// more than one byte, which waits for a request, it is at its end; to net/http's
-// look-ahead of one byte, while an answer is under way, it says nothing.
+// more than one byte, which waits for a request, it is at its end; to a look-ahead of
+// one byte, while an answer is under way, it says nothing for a second: that may be the
+// last byte of a body, too, which does not come.
 type wire struct {
 	closed chan struct{}
 	once   sync.Once
@@ -287,6 +288,7 @@ type wire struct {
 	past   bool // the read deadline is
 	wakeUp *sync.Cond
 	end    bool
+	gone   bool // it has said nothing for a second
 }
 
 func newWire(data []byte) *wire {
@@ -308,10 +310,17 @@ func (w *wire) Read(p []byte) (int, error) {
 			n := copy(p, w.data)
 			w.data = w.data[n:]
 			return n, nil
-		case len(p) > 1:
+		case len(p) > 1, w.gone:
 			return 0, io.EOF
 		}
+		leaves := time.AfterFunc(time.Second, func() {
+			w.mu.Lock()
+			w.gone = true
+			w.mu.Unlock()
+			w.wakeUp.Broadcast()
+		})
 		w.wakeUp.Wait()
+		leaves.Stop()
 	}
 }
 
