@@ -280,6 +280,10 @@ func (t *turn) perform() (Object, error) {
 		return t.anchorAccess(b)
 	case EscalateRequest:
 		return t.escalateRequest(b)
+	case NameStandIn:
+		return t.nameStandIn(b)
+	case EndStandIn:
+		return t.endStandIn(b)
 	case CloseReview:
 		return t.closeReview(b)
 	case SettleOutbox:

@@ -51,6 +51,8 @@ const (
 
 	// Since version 4.
 	KindEscalateRequest Kind = "request.escalate"
+	KindNameStandIn     Kind = "group.stand_in"
+	KindEndStandIn      Kind = "group.stand_in.end"
 
 	KindCloseReview  Kind = "review.close"
 	KindSettleOutbox Kind = "outbox.settle"
@@ -65,6 +67,8 @@ func (k Kind) since() int {
 		return 2
 	case KindAnchorAccess:
 		return 3
+	case KindNameStandIn, KindEndStandIn:
+		return 4
 	case KindCloseReview, KindSettleOutbox, KindReplayOutbox, KindForgetOutbox, KindEscalateRequest:
 		return 4
 	}

@@ -58,6 +58,9 @@ func (t *turn) checkVoter(r Request, b DecideRequest) error {
 		if err := t.tooEarly(r); err != nil {
 			return err
 		}
+		if err := t.away(r); err != nil {
+			return err
+		}
 		return denied("%s is in none of the groups that must approve: %s", t.person, describe(r.deciders()))
 	}
 	return nil

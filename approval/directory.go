@@ -121,11 +121,22 @@ func (t *turn) setGroup(g Group) error {
 	if err := checkDistinct("group "+g.Name, g.Members); err != nil {
 		return err
 	}
+	if err := t.checkSubstitutes(g); err != nil {
+		return err
+	}
 	was, err := t.counted(g.Name)
 	if err != nil {
 		return err
 	}
+	return t.saveGroup(was, g)
+}
+
+// saveGroup writes a group, with who counts in it now.
+func (t *turn) saveGroup(was []string, g Group) error {
 	t.save(key(prefixGroup, g.Name), g)
+	if err := t.staleStandIns(g); err != nil {
+		return err
+	}
 	return t.recount(was, g)
 }
 
@@ -140,17 +151,20 @@ func (t *turn) deletePerson(name string) error {
 		return err
 	}
 	for _, g := range groups {
-		i := slices.Index(g.Members, name)
-		if i < 0 {
+		i, j := slices.Index(g.Members, name), slices.Index(g.Substitutes, name)
+		if i < 0 && j < 0 {
 			continue
 		}
 		was, err := t.state().counting(g)
 		if err != nil {
 			return err
 		}
-		g.Members = slices.Delete(slices.Clone(g.Members), i, i+1)
-		t.save(key(prefixGroup, g.Name), g)
-		if err := t.recount(was, g); err != nil {
+		if i >= 0 {
+			g.Members = slices.Delete(slices.Clone(g.Members), i, i+1)
+		} else {
+			g.Substitutes = slices.Delete(slices.Clone(g.Substitutes), j, j+1)
+		}
+		if err := t.saveGroup(was, g); err != nil {
 			return err
 		}
 	}
@@ -180,7 +194,7 @@ func (t *turn) deleteGroup(name string) error {
 		t.unmark(pairKey(prefixMember, person, name))
 	}
 	t.Delete(key(prefixGroup, name))
-	return nil
+	return t.staleStandIns(Group{Name: name})
 }
 
 // checkAdmins refuses a directory in which no change could be approved any more.

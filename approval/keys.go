@@ -24,6 +24,8 @@ import (
 //	ps/ACCOUNT               of Slack → PERSON
 //	g/GROUP                  groups                        (Group)
 //	gm/PERSON 0 GROUP        whose member a person is
+//	si/GROUP 0 PERSON        who stands in for a member who is away (StandIn)
+//	sf/PERSON 0 GROUP        …by who is away → who stands in
 //	b/SUBJECT                blocks                        (Block)
 //	r/<di>                   requests, each with its grant (storedRequest)
 //	rv/SERVICE 0 <di>        …by service
@@ -73,6 +75,8 @@ const (
 	prefixSlack        = "ps/"
 	prefixGroup        = "g/"
 	prefixMember       = "gm/"
+	prefixStandIn      = "si/"
+	prefixStandInFor   = "sf/"
 	prefixBlock        = "b/"
 	prefixRecord       = "r/"
 	prefixByService    = "rv/"
@@ -121,6 +125,7 @@ const (
 	dueFeedIssuer = 'v'
 	dueIdem       = 'k'
 	dueEscalation = 'q'
+	dueStandIn    = 's'
 )
 
 // What has ended, or runs out without a leaf of its own.

@@ -1,12 +1,10 @@
 package approval
 
-import "slices"
-
 // Whether somebody is in a group is read off one index, person by person, that holds who counts in it now: it is written anew with
 // whatever that depends on, by a command. No clock is asked while votes are counted, and the audit log says who counted, and since when.
 
 // counting returns who of a group is in it now.
-func (s State) counting(g Group) ([]string, error) { return g.Members, nil }
+func (s State) counting(g Group) ([]string, error) { return s.inPlace(g, g.Members) }
 
 // counted returns who is in the group of a name now: nobody, where there is none yet.
 func (t *turn) counted(group string) ([]string, error) {
@@ -24,9 +22,7 @@ func (t *turn) recount(was []string, g Group) error {
 		return err
 	}
 	for _, name := range was {
-		if !slices.Contains(now, name) {
-			t.unmark(pairKey(prefixMember, name, g.Name))
-		}
+		t.unmark(pairKey(prefixMember, name, g.Name))
 	}
 	for _, name := range now {
 		t.mark(pairKey(prefixMember, name, g.Name))

@@ -2,7 +2,7 @@ package approval
 
 // Object is what a command made or changed: a Request, Grant, Change, Issue,
 // Block, Issuer, Installed, Roots, Node, Cluster, Ticked, EmergencyJournal,
-// EmergencyRevocation, Anchored or Target, by value.
+// EmergencyRevocation, Anchored, StandIn or Target, by value.
 type Object interface{ objectKind() string }
 
 func (Request) objectKind() string { return "request" }
@@ -30,7 +30,7 @@ func (Anchored) objectKind() string { return "anchored" }
 // manifest.adopt and version.raise a Cluster; node.* and leader.transfer a Node;
 // change.* a Change; tick a Ticked; emergency.register an Issuer, emergency.import
 // an EmergencyJournal and emergency.revoke an EmergencyRevocation; access.anchor an
-// Anchored; outbox.* a Target.
+// Anchored; group.* a StandIn; outbox.* a Target.
 type Result struct {
 	Index    uint64 // Raft index of the command; of the first one for a replay
 	Err      *Error

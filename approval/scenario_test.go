@@ -120,6 +120,9 @@ var verbs = []verb{
 	{regexp.MustCompile(`^expect votes (r\d) (.*)$`), (*scenario).expectVotes},
 	{regexp.MustCompile(`^expect (r\d) needs (.*)$`), (*scenario).expectNeeds},
 	{regexp.MustCompile(`^expect (r\d) escalates (.*)$`), (*scenario).expectEscalates},
+	{regexp.MustCompile(`^(\S+) has (\S+) stand in in (\S+) for (\S+)` + opts), (*scenario).standsIn},
+	{regexp.MustCompile(`^(\S+) ends the standing in for (\S+) in (\S+)` + opts), (*scenario).endsStandIn},
+	{regexp.MustCompile(`^expect in (\S+): (.*)$`), (*scenario).expectIn},
 	{regexp.MustCompile(`^expect (r\d) allows (.*) for (\S+)$`), (*scenario).expectAllows},
 	{regexp.MustCompile(`^expect (policy|directory) revision (\d+)$`), (*scenario).expectRevision},
 	{regexp.MustCompile(`^expect (due|nothing due)$`), (*scenario).expectDue},
@@ -361,7 +364,7 @@ func (s *scenario) proposes(m []string, want expectedOutcome) {
 	case "policy":
 		e, base = Edit{Kind: EditPolicySet, YAML: s.sections[name]}, policyRevision
 	case "group":
-		e = Edit{Kind: EditGroupSet, Group: &Group{Name: name, Members: strings.Fields(rest)}}
+		e = Edit{Kind: EditGroupSet, Group: &Group{Name: name, Members: strings.Fields(rest), Substitutes: byComma(o["substitutes"])}}
 	case "no group":
 		e = Edit{Kind: EditGroupDelete, Name: name}
 	case "no person":
