@@ -110,6 +110,16 @@ func (s State) andWhoStandsIn(stakes map[string]string) {
 	}
 }
 
+// orStandIn returns persons, and those who stand in for any of them.
+func (s State) orStandIn(persons []string) []string {
+	all := map[string]string{}
+	for _, name := range persons {
+		all[name] = "is who has it"
+	}
+	s.andWhoStandsIn(all)
+	return slices.Sorted(maps.Keys(all))
+}
+
 // whose says a stake of another's: "is who asked" becomes "who asked".
 func whose(stake string) string {
 	if rest, ok := strings.CutPrefix(stake, "is "); ok && strings.HasPrefix(rest, "who") {
