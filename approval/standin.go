@@ -64,6 +64,21 @@ func (s State) StandIns(group string) ([]StandIn, error) {
 	return every[StandIn](s.r, string(pairPrefix(prefixStandIn, group)))
 }
 
+// Away returns who stands in for whom, by the member who is away.
+func (s State) Away() (map[string][]StandIn, error) {
+	all, err := every[StandIn](s.r, prefixStandIn)
+	away := map[string][]StandIn{}
+	for _, in := range all {
+		away[in.For] = append(away[in.For], in)
+	}
+	return away, err
+}
+
+// AwayFrom returns the groups in which somebody stands in for a person, sorted.
+func (s State) AwayFrom(person string) []string {
+	return suffixes(s.r, pairPrefix(prefixStandInFor, person))
+}
+
 // StandInFor returns who stands in for a member of a group; false when nobody does.
 func (s State) StandInFor(member, group string) (StandIn, bool, error) {
 	return load[StandIn](s.r, standInKey(group, member))

@@ -45,9 +45,14 @@ func (b backend) Groups(ctx context.Context, call api.Call) (out api.Groups, err
 		if err != nil {
 			return err
 		}
-		out = api.Groups{Revision: c.DirectoryRevision, Groups: mapped(groups, func(g approval.Group) api.Group {
-			return api.Group{Name: g.Name, Members: list(g.Members)}
-		})}
+		out = api.Groups{Revision: c.DirectoryRevision, Groups: make([]api.Group, 0, len(groups))}
+		for _, g := range groups {
+			shown, err := wireGroup(s, g)
+			if err != nil {
+				return err
+			}
+			out.Groups = append(out.Groups, shown)
+		}
 		return nil
 	})
 	return out, err
@@ -64,8 +69,15 @@ func (b backend) Persons(ctx context.Context, call api.Call) (out api.Persons, e
 		if err != nil {
 			return err
 		}
+		away, err := s.Away()
+		if err != nil {
+			return err
+		}
 		out = api.Persons{Revision: c.DirectoryRevision, Persons: mapped(persons, func(p approval.Person) api.Person {
-			return api.Person{Name: p.Name, IDs: list(p.IDs), Owns: list(p.Owns), Groups: list(s.GroupsOf(p.Name)), Slack: p.Slack}
+			return api.Person{
+				Name: p.Name, IDs: list(p.IDs), Owns: list(p.Owns), Groups: list(s.GroupsOf(p.Name)), Slack: p.Slack,
+				Away: mapped(away[p.Name], wireStandIn),
+			}
 		})}
 		return nil
 	})

@@ -70,6 +70,7 @@ func (c *Console) changeView(v visit, id string) (view, error) {
 	}
 	var (
 		persons api.Persons
+		groups  api.Groups
 		policy  api.Policy
 		cluster api.Cluster
 	)
@@ -78,6 +79,9 @@ func (c *Console) changeView(v visit, id string) (view, error) {
 		return err
 	}, func() (err error) {
 		policy, err = v.api.Policy(v.Context())
+		return err
+	}, func() (err error) {
+		groups, err = v.api.Groups(v.Context())
 		return err
 	}, func() (err error) {
 		if ch.Change.Kind == api.ChangeSubjectUnblock {
@@ -89,7 +93,7 @@ func (c *Console) changeView(v visit, id string) (view, error) {
 		return view{}, err
 	}
 	b := changeBody{Change: ch, Key: rand.Text(), standing: changeStanding(v.me, ch)}
-	before, after := sides(ch.Change, policy, persons)
+	before, after := sides(ch.Change, policy, persons, groups)
 	if ch.State != api.ChangePending {
 		before = after // it was compared with what was in force then, which nobody knows here
 	}
@@ -143,19 +147,19 @@ func changeStanding(me api.WhoAmI, ch api.Change) standing {
 	return s
 }
 
-// sides are what is in force and what would be, as text.
-func sides(s api.ChangeSpec, policy api.Policy, persons api.Persons) (before, after string) {
+// sides are what is in force and what would be, as text. Of a group that is its members: who stands in for one is
+// in it in another way, and would seem to be put out of it.
+func sides(s api.ChangeSpec, policy api.Policy, persons api.Persons, groups api.Groups) (before, after string) {
 	switch s.Kind {
 	case api.ChangePolicySet:
 		return policy.YAML, s.YAML
 	case api.ChangeGroupSet, api.ChangeGroupDelete:
-		var members []string
-		for _, p := range persons.Persons {
-			if slices.Contains(p.Groups, s.Name) {
-				members = append(members, p.Name)
+		for _, g := range groups.Groups {
+			if g.Name == s.Name {
+				before = listing("member", g.Members) + listing("substitute", g.Substitutes)
 			}
 		}
-		return listing("member", members), listing("member", s.Members)
+		return before, listing("member", s.Members) + listing("substitute", s.Substitutes)
 	case api.ChangePersonSet, api.ChangePersonDelete:
 		for _, p := range persons.Persons {
 			if p.Name == s.Name {

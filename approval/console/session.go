@@ -13,6 +13,7 @@ import (
 type API interface {
 	WhoAmI(ctx context.Context, opts ...api.CallOption) (api.WhoAmI, error)
 	Persons(ctx context.Context, opts ...api.CallOption) (api.Persons, error)
+	Groups(ctx context.Context, opts ...api.CallOption) (api.Groups, error)
 	Policy(ctx context.Context, opts ...api.CallOption) (api.Policy, error)
 	Cluster(ctx context.Context, opts ...api.CallOption) (api.Cluster, error)
 	Requests(ctx context.Context, f api.Filter, opts ...api.CallOption) (api.RequestList, error)

@@ -17,9 +17,9 @@ func addBase(cmd *cobra.Command, base *uint64) {
 func (a *app) newGroupCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "group",
-		Short: "Groups of persons: list, set, delete",
+		Short: "Groups of persons: list, set, delete, stand-in",
 	}
-	var members []string
+	var members, substitutes []string
 	var base uint64
 	list := &cobra.Command{
 		Use:   "list",
@@ -32,24 +32,25 @@ func (a *app) newGroupCommand() *cobra.Command {
 					return err
 				}
 				return a.print(g, func(w *tabular) {
-					w.row("GROUP", "MEMBERS")
+					w.row("GROUP", "MEMBERS", "SUBSTITUTES", "AWAY")
 					for _, group := range g.Groups {
-						w.row(group.Name, strings.Join(group.Members, ", "))
+						w.row(group.Name, strings.Join(group.Members, ", "), strings.Join(group.Substitutes, ", "), strings.Join(away(w, group), ", "))
 					}
 				})
 			})
 		},
 	}
 	set := &cobra.Command{
-		Use:   "set NAME --member PERSON [--member …]",
-		Short: "Propose a group with exactly these members",
+		Use:   "set NAME --member PERSON [--member …] [--substitute PERSON …]",
+		Short: "Propose a group with exactly these members and substitutes",
 		Args:  exactArgs("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			spec := api.ChangeSpec{Kind: api.ChangeGroupSet, Name: args[0], Members: members}
+			spec := api.ChangeSpec{Kind: api.ChangeGroupSet, Name: args[0], Members: members, Substitutes: substitutes}
 			return a.propose(cmd.Context(), spec, base)
 		},
 	}
 	set.Flags().StringArrayVar(&members, "member", nil, "name of a `person`; repeat for more")
+	set.Flags().StringArrayVar(&substitutes, "substitute", nil, "name of a `person` who may stand in for members; repeat for more (default nobody)")
 	remove := &cobra.Command{
 		Use:   "delete NAME",
 		Short: "Propose to delete a group",
@@ -60,7 +61,7 @@ func (a *app) newGroupCommand() *cobra.Command {
 	}
 	addBase(set, &base)
 	addBase(remove, &base)
-	cmd.AddCommand(list, set, remove)
+	cmd.AddCommand(list, set, remove, a.newStandInCommand())
 	return cmd
 }
 

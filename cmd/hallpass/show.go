@@ -147,6 +147,7 @@ func specFields(w *tabular, s api.ChangeSpec) {
 	switch s.Kind {
 	case api.ChangeGroupSet:
 		w.field("members", listed(s.Members))
+		w.field("substitutes", listed(s.Substitutes))
 	case api.ChangePersonSet:
 		w.field("ids", listed(s.IDs))
 		w.field("answers for", listed(s.Owns))
