@@ -179,7 +179,7 @@ func (t *turn) begin() error {
 		return denied("node %q is not a member of the cluster", t.cmd.Node)
 	}
 	switch t.cmd.Kind { //nolint:exhaustive // all others are somebody's
-	case KindTick, KindRaiseVersion, KindBeginEpoch, KindAnchorAccess, KindSettleOutbox, KindEscalateRequest:
+	case KindTick, KindRaiseVersion, KindBeginEpoch, KindAnchorAccess, KindSettleOutbox, KindEscalateRequest, KindSetDuty:
 		return t.clusterOnly()
 	case KindAdoptManifest, KindRemoveNode:
 		if t.cmd.Actor == "" {
@@ -280,6 +280,8 @@ func (t *turn) perform() (Object, error) {
 		return t.anchorAccess(b)
 	case EscalateRequest:
 		return t.escalateRequest(b)
+	case SetDuty:
+		return t.setDuty(b)
 	case NameStandIn:
 		return t.nameStandIn(b)
 	case EndStandIn:

@@ -206,7 +206,8 @@ func (c *checker) directory() {
 			_, known := c.persons[member]
 			c.need(known, "group %q: no person %q", name, member)
 		}
-		counting, err := c.s.counting(g)
+		c.onCall(g)
+		counting, err := c.s.Counting(g)
 		c.need(err == nil, "group %q: %v", name, err)
 		for _, person := range counting {
 			c.mark(pairKey(prefixMember, person, name))

@@ -51,6 +51,7 @@ const (
 
 	// Since version 4.
 	KindEscalateRequest Kind = "request.escalate"
+	KindSetDuty         Kind = "group.duty"
 	KindNameStandIn     Kind = "group.stand_in"
 	KindEndStandIn      Kind = "group.stand_in.end"
 
@@ -69,7 +70,7 @@ func (k Kind) since() int {
 		return 3
 	case KindNameStandIn, KindEndStandIn:
 		return 4
-	case KindCloseReview, KindSettleOutbox, KindReplayOutbox, KindForgetOutbox, KindEscalateRequest:
+	case KindCloseReview, KindSettleOutbox, KindReplayOutbox, KindForgetOutbox, KindEscalateRequest, KindSetDuty:
 		return 4
 	}
 	return 1

@@ -121,19 +121,25 @@ func (t *turn) setGroup(g Group) error {
 	if err := checkDistinct("group "+g.Name, g.Members); err != nil {
 		return err
 	}
+	if err := checkOnCall(g); err != nil {
+		return err
+	}
 	if err := t.checkSubstitutes(g); err != nil {
 		return err
 	}
-	was, err := t.counted(g.Name)
+	old, was, err := t.counted(g.Name)
 	if err != nil {
 		return err
 	}
-	return t.saveGroup(was, g)
+	return t.saveGroup(old.OnCall, was, g)
 }
 
 // saveGroup writes a group, with who counts in it now.
-func (t *turn) saveGroup(was []string, g Group) error {
+func (t *turn) saveGroup(old *OnCall, was []string, g Group) error {
 	t.save(key(prefixGroup, g.Name), g)
+	if err := t.renewDuty(old, g); err != nil {
+		return err
+	}
 	if err := t.staleStandIns(g); err != nil {
 		return err
 	}
@@ -155,16 +161,20 @@ func (t *turn) deletePerson(name string) error {
 		if i < 0 && j < 0 {
 			continue
 		}
-		was, err := t.state().counting(g)
+		was, err := t.state().Counting(g)
 		if err != nil {
 			return err
+		}
+		if g.OnCall != nil && slices.Contains(g.OnCall.Order, name) {
+			// Another's turn would come sooner than anyone has agreed to.
+			return conflict("%q takes turns in the rota of group %q", name, g.Name).then("change the rota first; to lock the person out at once, block their identities: hallpass subject block")
 		}
 		if i >= 0 {
 			g.Members = slices.Delete(slices.Clone(g.Members), i, i+1)
 		} else {
 			g.Substitutes = slices.Delete(slices.Clone(g.Substitutes), j, j+1)
 		}
-		if err := t.saveGroup(was, g); err != nil {
+		if err := t.saveGroup(g.OnCall, was, g); err != nil {
 			return err
 		}
 	}
@@ -186,7 +196,7 @@ func (t *turn) deleteGroup(name string) error {
 	if slices.Contains(p.Groups(), name) {
 		return conflict("the policy names group %q", name).then("change the policy first")
 	}
-	was, err := t.state().counting(g)
+	was, err := t.state().Counting(g)
 	if err != nil {
 		return err
 	}
@@ -194,7 +204,10 @@ func (t *turn) deleteGroup(name string) error {
 		t.unmark(pairKey(prefixMember, person, name))
 	}
 	t.Delete(key(prefixGroup, name))
-	return t.staleStandIns(Group{Name: name})
+	if err := t.staleStandIns(Group{Name: name}); err != nil {
+		return err
+	}
+	return t.dropDuty(name)
 }
 
 // checkAdmins refuses a directory in which no change could be approved any more.

@@ -23,7 +23,9 @@ import (
 //	po/SUBJECT 0 PERSON      who owns a subject
 //	ps/ACCOUNT               of Slack → PERSON
 //	g/GROUP                  groups                        (Group)
-//	gm/PERSON 0 GROUP        whose member a person is
+//	gm/PERSON 0 GROUP        which groups a person is in now
+//	gd/GROUP                 who of a group is on call (Duty)
+//	gq/<ms> KIND GROUP       …and until when
 //	si/GROUP 0 PERSON        who stands in for a member who is away (StandIn)
 //	sf/PERSON 0 GROUP        …by who is away → who stands in
 //	b/SUBJECT                blocks                        (Block)
@@ -75,6 +77,8 @@ const (
 	prefixSlack        = "ps/"
 	prefixGroup        = "g/"
 	prefixMember       = "gm/"
+	prefixDuty         = "gd/"
+	prefixDutyDue      = "gq/"
 	prefixStandIn      = "si/"
 	prefixStandInFor   = "sf/"
 	prefixBlock        = "b/"
@@ -125,6 +129,7 @@ const (
 	dueFeedIssuer = 'v'
 	dueIdem       = 'k'
 	dueEscalation = 'q'
+	dueDuty       = 'd'
 	dueStandIn    = 's'
 )
 

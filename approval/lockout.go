@@ -21,7 +21,7 @@ func (t *turn) checkLockout(yaml string) error {
 	if p.DeniesAll() {
 		return invalid("every rule denies, so that the policy locks everyone out").then("write rules: [] if nobody is to get anything")
 	}
-	people := map[string][]string{}
+	people := map[string]crew{}
 	for _, d := range p.Demands() {
 		if !t.canBeMet(d, people) {
 			return invalid("line %d: rule %q can never be met: there are too few who could approve (%s) without whoever asks, and a requester never approves",
@@ -51,21 +51,37 @@ func asRequirements(all []policy.Requirement) []Requirement {
 	return out
 }
 
+// crew are those of a group who count in it at some time, and how many of them do together.
+type crew struct {
+	names  []string
+	atOnce int
+}
+
+// crew reads the one of a group, once. There is none of a group that there is not.
+func (t *turn) crew(group string, people map[string]crew) crew {
+	c, read := people[group]
+	if read {
+		return c
+	}
+	if g, err := find[Group](t, key(prefixGroup, group), "group", group); err == nil {
+		c = crew{g.Members, len(g.Members)}
+		if g.OnCall.rota() {
+			c = crew{g.OnCall.Order, g.OnCall.AtOnce}
+		}
+	}
+	people[group] = c
+	return c
+}
+
 // canBeMet says whether there is somebody who may ask by a rule and whom those
 // who must approve can serve. Members of groups are read once, into people.
-func (t *turn) canBeMet(d policy.Demand, people map[string][]string) bool {
-	members := func(group string) []string {
-		if _, read := people[group]; !read {
-			g, err := find[Group](t, key(prefixGroup, group), "group", group)
-			if err != nil {
-				g.Members = nil
-			}
-			people[group] = g.Members
-		}
-		return people[group]
-	}
+func (t *turn) canBeMet(d policy.Demand, people map[string]crew) bool {
+	members := func(group string) []string { return t.crew(group, people).names }
 	voters, groups := []string{}, []map[string]bool{}
 	for _, q := range d.Require {
+		if q.Approvals > t.crew(q.Group, people).atOnce {
+			return false // so many are never on call together
+		}
 		for _, name := range members(q.Group) {
 			i := slices.Index(voters, name)
 			if i < 0 {

@@ -17,8 +17,10 @@ type Person struct {
 
 // Group is a set of persons.
 type Group struct {
-	Name        string   `json:"name" cbor:"1,keyasint"`
-	Members     []string `json:"members" cbor:"2,keyasint"`
+	Name    string   `json:"name" cbor:"1,keyasint"`
+	Members []string `json:"members" cbor:"2,keyasint"`
+	OnCall  *OnCall  `json:"on_call,omitempty" cbor:"3,keyasint,omitempty"` // nil: all are in it all the time; since version 4
+
 	Substitutes []string `json:"substitutes,omitempty" cbor:"4,keyasint,omitempty"` // who may stand in for members; since version 4
 }
 

@@ -408,7 +408,7 @@ func Kinds() []Kind {
 		KindReturnGrant, KindIssueIdentity, KindBlockSubject, KindDenyIssuer, KindInstallIssuer, KindSetRoots, KindAdoptManifest,
 		KindJoinNode, KindPromoteNode, KindRemoveNode, KindHandOver, KindRaiseVersion, KindBeginEpoch, KindProposeChange,
 		KindDecideChange, KindCancelChange, KindRegisterEmergency, KindImportEmergency, KindRevokeEmergency, KindAnchorAccess,
-		KindCloseReview, KindSettleOutbox, KindReplayOutbox, KindForgetOutbox, KindEscalateRequest,
+		KindCloseReview, KindSettleOutbox, KindReplayOutbox, KindForgetOutbox, KindEscalateRequest, KindSetDuty,
 		KindNameStandIn, KindEndStandIn,
 	}
 }

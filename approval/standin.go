@@ -237,7 +237,7 @@ func (t *turn) forgetStandIn(in StandIn) {
 
 // whileAway changes who is away from a group, and says who counts in it then.
 func (t *turn) whileAway(g Group, change func()) error {
-	was, err := t.state().counting(g)
+	was, err := t.state().Counting(g)
 	if err != nil {
 		return err
 	}

@@ -85,6 +85,12 @@ func TestVersions(t *testing.T) {
 	escalated := w.command("", EscalateRequest{Request: w.id()})
 	escalated.V = 3
 	same("an escalation before version 4", escalated, ErrInvalid)
+	turns := w.command("ada", ProposeChange{ID: w.id(), Edit: Edit{Kind: EditGroupSet, Group: &Group{Name: "leads", OnCall: &OnCall{Resolver: true, Otherwise: OtherwiseNobody}}}, BaseRevision: 1})
+	turns.V = 3
+	same("who takes turns before version 4", turns, ErrInvalid)
+	duty := w.command("", SetDuty{Group: "leads"})
+	duty.V = 3
+	same("a hand-over before version 4", duty, ErrInvalid)
 	listed := w.command("ada", ProposeChange{ID: w.id(), Edit: Edit{Kind: EditGroupSet, Group: &Group{Name: "security", Members: []string{"carol"}, Substitutes: []string{"bob"}}}, BaseRevision: 1})
 	listed.V = 3
 	same("substitutes before version 4", listed, ErrInvalid)

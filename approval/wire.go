@@ -148,7 +148,7 @@ func needs(body Body) int {
 			return 3
 		}
 	case Bootstrap:
-		if slices.ContainsFunc(b.Persons, func(p Person) bool { return p.Slack != "" }) {
+		if slices.ContainsFunc(b.Persons, func(p Person) bool { return p.Slack != "" }) || slices.ContainsFunc(b.Groups, func(g Group) bool { return g.OnCall != nil }) {
 			return 4
 		}
 		if slices.ContainsFunc(b.Groups, func(g Group) bool { return len(g.Substitutes) > 0 }) {
@@ -158,7 +158,7 @@ func needs(body Body) int {
 		if p := b.Edit.Person; p != nil && p.Slack != "" {
 			return 4
 		}
-		if g := b.Edit.Group; g != nil && len(g.Substitutes) > 0 {
+		if g := b.Edit.Group; g != nil && (g.OnCall != nil || len(g.Substitutes) > 0) {
 			return 4
 		}
 	}
@@ -223,6 +223,8 @@ func decodeBody(kind Kind, data []byte) (Body, error) {
 		return decodeAs[AnchorAccess](data)
 	case KindEscalateRequest:
 		return decodeAs[EscalateRequest](data)
+	case KindSetDuty:
+		return decodeAs[SetDuty](data)
 	case KindNameStandIn:
 		return decodeAs[NameStandIn](data)
 	case KindEndStandIn:
@@ -320,6 +322,8 @@ func decodeObject(kind string, data []byte) (Object, error) {
 		return objectAs[EmergencyRevocation](data)
 	case "anchored":
 		return objectAs[Anchored](data)
+	case "duty":
+		return objectAs[Duty](data)
 	case "stand-in":
 		return objectAs[StandIn](data)
 	case "outbox target":

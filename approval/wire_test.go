@@ -25,6 +25,8 @@ func oneOfEach() []Command {
 	inSlack := person
 	inSlack.Slack = "T024BE7LH/U024BE7LH"
 	group := Group{Name: "security", Members: []string{"bob", "carol"}}
+	turns := Group{Name: "leads", Members: group.Members, OnCall: &OnCall{Order: group.Members, From: 1772355600000, EveryMS: 3600000, AtOnce: 1}}
+	asked := Group{Name: "leads", Members: group.Members, OnCall: &OnCall{Resolver: true, Otherwise: OtherwiseMembers}}
 	stoodIn := Group{Name: "security", Members: []string{"bob", "carol"}, Substitutes: []string{"dave"}}
 	bodies := []Body{
 		Bootstrap{
@@ -123,6 +125,10 @@ func oneOfEach() []Command {
 		DecideRequest{Request: id + "1", Hash: hash, Verdict: Approve, Permissions: []string{}, PolicyRevision: 3, DirectoryRevision: 4, Slack: "T024BE7LH/U024BE7LH"},
 		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditPersonSet, Person: &inSlack}, BaseRevision: 4},
 		EscalateRequest{Request: id + "1"},
+		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditGroupSet, Group: &turns}, BaseRevision: 4},
+		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditGroupSet, Group: &asked}, BaseRevision: 4},
+		SetDuty{Group: "leads"},
+		SetDuty{Group: "leads", Persons: []string{"bob"}, Until: 1772355600000},
 		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditGroupSet, Group: &stoodIn}, BaseRevision: 4},
 		NameStandIn{Group: "security", By: "dave", Until: 1772355600000, Reason: "on holiday"},
 		EndStandIn{Group: "security", For: "bob"},
@@ -149,7 +155,7 @@ func first(b Body) int {
 		return 3
 	case NameStandIn, EndStandIn:
 		return 4
-	case CloseReview, SettleOutbox, ReplayOutbox, ForgetOutbox, EscalateRequest:
+	case CloseReview, SettleOutbox, ReplayOutbox, ForgetOutbox, EscalateRequest, SetDuty:
 		return 4
 	}
 	return 1
@@ -175,7 +181,7 @@ func TestWireGolden(t *testing.T) {
 			t.Errorf("%s comes back different (-sent +read):\n%s", c.Kind, diff)
 		}
 	}
-	if len(kinds) != 34 {
+	if len(kinds) != 35 {
 		t.Errorf("%d kinds", len(kinds))
 	}
 	file := filepath.Join("testdata", "wire.golden")

@@ -17,6 +17,7 @@ import (
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/hallpass/hallpass/approval"
+	"github.com/hallpass/hallpass/approval/notify"
 	"github.com/hallpass/hallpass/audit"
 	"github.com/hallpass/hallpass/ca"
 	"github.com/hallpass/hallpass/raftstore"
@@ -54,6 +55,7 @@ type Config struct {
 	Cleanup    Cleanup                 // zero: members are removed by admins only
 	Witness    Witness                 // zero: none
 	Notify     Notify                  // zero: nobody is told
+	Resolvers  []*notify.Resolver      // of groups whose members take turns as one says, one each; the same on every node
 	OpenConfig func(*raftstore.Config) // nil, or a last word on the store's configuration, for simulations
 
 	// speaks makes the node one of another release: see approval.Machine.
@@ -143,6 +145,7 @@ type settings struct {
 	meter       metric.MeterProvider
 	limits      Limits
 	cleanup     Cleanup
+	resolvers   []*notify.Resolver
 	failpoint   func(place string) error
 
 	witnessEvery time.Duration
@@ -186,7 +189,7 @@ func (c Config) settings() (settings, error) {
 		trustDomain: c.Manifest.TrustDomain, grantDomain: c.Manifest.GrantTrustDomain,
 		log: c.Logger.With(slog.String("node", c.Node.ID)), now: c.Now,
 		skew: c.Skew, strictSVID: c.StrictSVID, retention: cmp.Or(c.Retention, approval.Retention),
-		tracer: c.Tracer, meter: c.Meter, limits: c.Limits.filled(), failpoint: c.failpoint,
+		tracer: c.Tracer, meter: c.Meter, limits: c.Limits.filled(), resolvers: c.Resolvers, failpoint: c.failpoint,
 		profiles: c.Admin != nil && c.Admin.Addr().Network() == "unix",
 	}
 	var err error

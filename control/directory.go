@@ -47,11 +47,11 @@ func (b backend) Groups(ctx context.Context, call api.Call) (out api.Groups, err
 		}
 		out = api.Groups{Revision: c.DirectoryRevision, Groups: make([]api.Group, 0, len(groups))}
 		for _, g := range groups {
-			shown, err := wireGroup(s, g)
+			group, err := wireGroup(s, g)
 			if err != nil {
 				return err
 			}
-			out.Groups = append(out.Groups, shown)
+			out.Groups = append(out.Groups, group)
 		}
 		return nil
 	})

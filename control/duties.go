@@ -21,9 +21,12 @@ func (n *node) lead(ctx context.Context) {
 	defer group.Wait()
 	group.Go(func() { n.publishAll(ctx) })
 	group.Go(func() { n.notifyAll(ctx) })
+	for _, r := range n.resolvers {
+		group.Go(func() { n.resolve(ctx, r) })
+	}
 	known, said := met{}, ""
 	for ctx.Err() == nil {
-		err := errors.Join(n.duties(ctx), n.escalations(ctx), n.memberDuties(ctx, known))
+		err := errors.Join(n.duties(ctx), n.escalations(ctx), n.handOvers(ctx), n.memberDuties(ctx, known))
 		if now := fmt.Sprint(err); err != nil && ctx.Err() == nil && now != said {
 			said = now
 			n.log.LogAttrs(ctx, slog.LevelWarn, "leader duty failed", slog.String("error", now))

@@ -52,9 +52,3 @@ func (b backend) stoodIn(ctx context.Context, call api.Call, body approval.Body)
 func wireStandIn(in approval.StandIn) api.StandIn {
 	return api.StandIn{Group: in.Group, For: in.For, By: in.By, Reason: in.Reason, Since: in.Since.Time(), Until: in.Until.Time()}
 }
-
-// wireGroup shows a group with who stands in for its members now.
-func wireGroup(s approval.State, g approval.Group) (api.Group, error) {
-	ins, err := s.StandIns(g.Name)
-	return api.Group{Name: g.Name, Members: list(g.Members), Substitutes: g.Substitutes, StandIns: mapped(ins, wireStandIn)}, err
-}

@@ -34,6 +34,7 @@ type instruments struct {
 	emergencies metric.Int64Counter
 	glasses     metric.Int64Counter
 	escalated   metric.Int64Counter
+	unresolved  metric.Int64Counter
 	unpublish   metric.Int64Counter
 	gauges      metric.Registration
 
@@ -54,6 +55,7 @@ func newInstruments(p metric.MeterProvider, store *raftstore.Store) (*instrument
 		emergencies: b.counter("hallpass.certificates.emergency", "emergency certificates that proxies were shown before they were imported"),
 		glasses:     b.counter("hallpass.requests.breakglass", "requests that were granted at once by breaking the glass"),
 		escalated:   b.counter("hallpass.requests.escalated", "requests that others were asked to decide on, since nobody had in time"),
+		unresolved:  b.counter("hallpass.oncall.failures", "times that a resolver did not say who is on call, or said what cannot be"),
 		forgeries:   b.counter("hallpass.certificates.uncommitted", "certificates that proxies were shown and that were never committed"),
 		unpublish:   b.counter("hallpass.audit.witness.failures", "times that the log's head could not be published at a witness"),
 		forks:       b.counter("hallpass.audit.forks", "heads of another history that the node was asked to cosign"),
@@ -149,6 +151,8 @@ func (i *instruments) emergencySeen(ctx context.Context) { i.emergencies.Add(ctx
 func (i *instruments) brokenGlass(ctx context.Context) { i.glasses.Add(ctx, 1) }
 
 func (i *instruments) requestEscalated(ctx context.Context) { i.escalated.Add(ctx, 1) }
+
+func (i *instruments) unresolvedDuty(ctx context.Context) { i.unresolved.Add(ctx, 1) }
 
 func (i *instruments) unwitnessed(ctx context.Context) { i.unpublish.Add(ctx, 1) }
 

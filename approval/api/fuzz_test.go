@@ -33,14 +33,14 @@ func FuzzUnmarshalStrict(f *testing.F) {
 func tryStrict(t *testing.T, data []byte) {
 	t.Helper()
 	var first, second any
-	if unmarshalStrict(data, &first) != nil {
+	if UnmarshalStrict(data, &first) != nil {
 		return
 	}
 	again, err := json.Marshal(first)
 	if err != nil {
 		t.Fatalf("%q was read as what cannot be written: %v", data, err)
 	}
-	if err := unmarshalStrict(again, &second); err != nil {
+	if err := UnmarshalStrict(again, &second); err != nil {
 		t.Fatalf("%q was read, %q is not: %v", data, again, err)
 	}
 	if !reflect.DeepEqual(first, second) {
@@ -53,7 +53,7 @@ func tryStrict(t *testing.T, data []byte) {
 	var ours struct {
 		Service any `json:"service"`
 	}
-	if err := unmarshalStrict(data, &ours); err != nil || !reflect.DeepEqual(ours.Service, members["service"]) {
+	if err := UnmarshalStrict(data, &ours); err != nil || !reflect.DeepEqual(ours.Service, members["service"]) {
 		t.Fatalf("%q has the service %v, and %v in our eyes, %v", data, members["service"], ours.Service, err)
 	}
 }

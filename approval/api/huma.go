@@ -32,7 +32,7 @@ func (h *Handler) register() ([]byte, error) {
 			enc.SetEscapeHTML(false) // audit entries go out byte for byte
 			return enc.Encode(v)
 		},
-		Unmarshal: unmarshalStrict,
+		Unmarshal: UnmarshalStrict,
 	}
 	registry := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
 	api := humago.New(h.mux, huma.Config{

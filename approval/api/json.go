@@ -12,10 +12,10 @@ import (
 // maxDepth is how deep a body may nest; ours nest three deep.
 const maxDepth = 16
 
-// unmarshalStrict decodes a body that every JSON parser reads alike. Go's own
+// UnmarshalStrict decodes a body that every JSON parser reads alike. Go's own
 // takes the last of two equal names and folds case, so a filter in front that
 // takes the first would see another decision than we do.
-func unmarshalStrict(data []byte, v any) error {
+func UnmarshalStrict(data []byte, v any) error {
 	if !utf8.Valid(data) {
 		return errors.New("not valid UTF-8")
 	}

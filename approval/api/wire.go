@@ -288,6 +288,10 @@ type Group struct {
 	Members     []string  `json:"members" doc:"names of persons"`
 	Substitutes []string  `json:"substitutes,omitempty" doc:"names of persons who may stand in for members"`
 	StandIns    []StandIn `json:"stand_ins,omitempty" doc:"who does now"`
+
+	OnCall *OnCall    `json:"on_call,omitempty" doc:"how members take turns; absent: all are in it all the time"`
+	Now    []string   `json:"now,omitempty" doc:"of a group in which members take turns: who is in it now; absent: nobody"`
+	Until  *time.Time `json:"until,omitempty" doc:"of such a group: the next hand-over, or when what its resolver said holds no more; absent: nothing holds"`
 }
 
 // Persons are the persons in force.
@@ -370,18 +374,20 @@ const (
 )
 
 // ChangeSpec is what a change would do. Exactly the fields of its kind are
-// set: policy.set {yaml}, group.set {name, members}, group.delete {name},
+// set: policy.set {yaml}, group.set {name, members, on_call}, group.delete {name},
 // person.set {name, ids, owns}, person.delete {name}, subject.unblock {subject}.
 type ChangeSpec struct {
-	Kind        string   `json:"kind" enum:"policy.set,group.set,group.delete,person.set,person.delete,subject.unblock"`
-	YAML        string   `json:"yaml,omitempty" maxLength:"49152"`
-	Name        string   `json:"name,omitempty" maxLength:"128"`
-	Members     []string `json:"members,omitempty" maxItems:"1000" nullable:"false"`
-	IDs         []string `json:"ids,omitempty" maxItems:"100" nullable:"false"`
-	Owns        []string `json:"owns,omitempty" maxItems:"1000" nullable:"false"`
-	Subject     string   `json:"subject,omitempty" maxLength:"2048"`
+	Kind    string   `json:"kind" enum:"policy.set,group.set,group.delete,person.set,person.delete,subject.unblock"`
+	YAML    string   `json:"yaml,omitempty" maxLength:"49152"`
+	Name    string   `json:"name,omitempty" maxLength:"128"`
+	Members []string `json:"members,omitempty" maxItems:"1000" nullable:"false"`
+	IDs     []string `json:"ids,omitempty" maxItems:"100" nullable:"false"`
+	Owns    []string `json:"owns,omitempty" maxItems:"1000" nullable:"false"`
+	Subject string   `json:"subject,omitempty" maxLength:"2048"`
+	Slack   string   `json:"slack,omitempty" maxLength:"65" doc:"of person.set: the person's account, TEAM/USER; absent: none"`
+	OnCall  *OnCall  `json:"on_call,omitempty" doc:"of group.set: how members take turns; absent: they do not"`
+
 	Substitutes []string `json:"substitutes,omitempty" maxItems:"100" nullable:"false" doc:"of group.set: persons who may stand in for members; absent: none"`
-	Slack       string   `json:"slack,omitempty" maxLength:"65" doc:"of person.set: the person's account, TEAM/USER; absent: none"`
 }
 
 // ChangeInput is the body of POST /v1/changes.

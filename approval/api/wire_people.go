@@ -1,7 +1,9 @@
 package api
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -36,4 +38,28 @@ func (r Request) Deciders() []Requirement {
 		return slices.Concat(r.Require, e.Require)
 	}
 	return r.Require
+}
+
+// OnCall says how the members of a group take turns in it: by a rota of order, from, every and at_once, or as a resolver says, with otherwise.
+type OnCall struct {
+	Order     []string   `json:"order,omitempty" maxItems:"1000" nullable:"false" doc:"members, one after the other"`
+	From      *time.Time `json:"from,omitempty" doc:"when the first one's turn begins"`
+	Every     Duration   `json:"every,omitempty" doc:"from one hand-over to the next, from 1h to 840h"`
+	AtOnce    int        `json:"at_once,omitempty" minimum:"0" doc:"how many are on call together, fewer than take turns"`
+	Resolver  bool       `json:"resolver,omitempty" doc:"who is on call is what the resolver says that the control nodes are configured with"`
+	Otherwise string     `json:"otherwise,omitempty" enum:"members,nobody" doc:"who is in the group while the resolver has said nothing that still holds"`
+}
+
+// Words is what it says, in a line; "" for members who do not take turns.
+func (o *OnCall) Words() string {
+	switch {
+	case o == nil:
+		return ""
+	case o.Resolver:
+		return "as its resolver says, otherwise " + o.Otherwise
+	case o.From == nil:
+		return "" // none that was ever taken
+	default:
+		return fmt.Sprintf("%s, %d at once, handed over every %s from %s on", strings.Join(o.Order, ", "), o.AtOnce, o.Every, o.From.UTC().Format(time.RFC3339))
+	}
 }

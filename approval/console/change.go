@@ -78,10 +78,10 @@ func (c *Console) changeView(v visit, id string) (view, error) {
 		persons, err = v.api.Persons(v.Context())
 		return err
 	}, func() (err error) {
-		policy, err = v.api.Policy(v.Context())
+		groups, err = v.api.Groups(v.Context())
 		return err
 	}, func() (err error) {
-		groups, err = v.api.Groups(v.Context())
+		policy, err = v.api.Policy(v.Context())
 		return err
 	}, func() (err error) {
 		if ch.Change.Kind == api.ChangeSubjectUnblock {
@@ -156,10 +156,10 @@ func sides(s api.ChangeSpec, policy api.Policy, persons api.Persons, groups api.
 	case api.ChangeGroupSet, api.ChangeGroupDelete:
 		for _, g := range groups.Groups {
 			if g.Name == s.Name {
-				before = listing("member", g.Members) + listing("substitute", g.Substitutes)
+				before = groupLines(g.Members, g.OnCall) + listing("substitute", g.Substitutes)
 			}
 		}
-		return before, listing("member", s.Members) + listing("substitute", s.Substitutes)
+		return before, groupLines(s.Members, s.OnCall) + listing("substitute", s.Substitutes)
 	case api.ChangePersonSet, api.ChangePersonDelete:
 		for _, p := range persons.Persons {
 			if p.Name == s.Name {
@@ -172,6 +172,15 @@ func sides(s api.ChangeSpec, policy api.Policy, persons api.Persons, groups api.
 	default:
 		return "", ""
 	}
+}
+
+// groupLines are the members of a group, and how they take turns.
+func groupLines(members []string, turns *api.OnCall) string {
+	lines := listing("member", members)
+	if words := turns.Words(); words != "" {
+		lines += "on call " + words + "\n"
+	}
+	return lines
 }
 
 // listing is a line for each, in order.

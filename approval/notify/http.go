@@ -40,6 +40,9 @@ func checkURL(text string) (*url.URL, error) {
 	return u, nil
 }
 
+// errCutOff is returned for an answer with a status 2xx that does not come to its end.
+var errCutOff = errors.New("the answer was cut off")
+
 // poster sends one target's messages over HTTP.
 type poster struct {
 	client http.Client
@@ -62,30 +65,42 @@ func newPoster(roots *x509.CertPool, now func() time.Time) *poster {
 	}}
 }
 
-// post sends a body. Every status but 2xx is a *Failure; what is answered besides is read
-// as far as a connection is kept by it, and thrown away.
+// post sends a body. Every status but 2xx is a *Failure; what is answered besides is thrown away.
 func (p *poster) post(ctx context.Context, where string, header http.Header, body []byte) error {
+	_, err := p.exchange(ctx, where, header, body)
+	if errors.Is(err, errCutOff) {
+		return nil // its status says whether it has the message
+	}
+	return err
+}
+
+// exchange sends a body and returns what was answered, one byte more than maxAnswer at the most: as far as a connection is kept by
+// reading it. Every status but 2xx is a *Failure.
+func (p *poster) exchange(ctx context.Context, where string, header http.Header, body []byte) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, where, bytes.NewReader(body))
 	if err != nil {
-		return &Failure{Cause: errAddress.Error(), Permanent: true}
+		return nil, &Failure{Cause: errAddress.Error(), Permanent: true}
 	}
 	maps.Copy(req.Header, header)
 	req.Header.Set("User-Agent", "hallpass")
 	res, err := p.client.Do(req)
 	if err != nil {
-		return failed(err)
+		return nil, failed(err)
 	}
 	defer func() { _ = res.Body.Close() }()
-	_, _ = io.CopyN(io.Discard, res.Body, maxAnswer) // its status says whether it has the message
+	answer, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
 	if res.StatusCode >= 200 && res.StatusCode <= 299 {
-		return nil
+		if err != nil {
+			return nil, errCutOff
+		}
+		return answer, nil
 	}
 	f := &Failure{Cause: "answered " + strconv.Itoa(res.StatusCode) + " " + http.StatusText(res.StatusCode), Gone: res.StatusCode == http.StatusGone}
 	if res.StatusCode >= 300 && res.StatusCode <= 399 {
 		f.Cause += ": redirects are not followed"
 	}
 	f.After = p.retryAfter(res.Header.Get("Retry-After"))
-	return f
+	return nil, f
 }
 
 // retryAfter reads a Retry-After (RFC 9110 §10.2.3), of seconds or a date; 0 for none.

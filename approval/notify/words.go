@@ -42,7 +42,9 @@ type details struct {
 	BreakGlass  *struct{}          `json:"break_glass"` // nil: the approvals that it requires were, or are, waited for
 	Grants      []string           `json:"grants"`
 	Changes     []string           `json:"changes"`
-	By          string             `json:"by"` // who stands in, for the next, until then
+	Persons     []string           `json:"persons"` // who is on call
+	Lapsed      string             `json:"lapsed"`  // who counts instead
+	By          string             `json:"by"`      // who stands in, for the next, until then
 	For         string             `json:"for"`
 	Until       string             `json:"until"`
 	StandIns    []approval.StandIn `json:"stand_ins"` // that ran out
@@ -148,6 +150,12 @@ func (e Event) headline(d details) string {
 		text = d.By + " stands in for " + d.For + " in " + e.Object + ", until " + d.Until
 	case e.Kind == approval.KindEndStandIn:
 		text = d.For + " is back in " + e.Object + ", for whom " + d.By + " stood in: ended by " + who
+	case e.Kind == approval.KindSetDuty && d.Lapsed != "":
+		text = "who is on call in " + e.Object + " is not known any more: " + d.Lapsed + " of it count"
+	case e.Kind == approval.KindSetDuty && len(d.Persons) == 0:
+		text = "nobody is on call in " + e.Object
+	case e.Kind == approval.KindSetDuty:
+		text = "on call in " + e.Object + ": " + strings.Join(d.Persons, ", ")
 	case about == "":
 		text = string(e.Kind) + " " + e.name(e.Object) + " by " + who
 	case e.Kind == approval.KindCreateRequest && d.BreakGlass != nil:

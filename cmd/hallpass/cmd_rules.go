@@ -20,6 +20,7 @@ func (a *app) newGroupCommand() *cobra.Command {
 		Short: "Groups of persons: list, set, delete, stand-in",
 	}
 	var members, substitutes []string
+	var turns turnFlags
 	var base uint64
 	list := &cobra.Command{
 		Use:   "list",
@@ -32,9 +33,13 @@ func (a *app) newGroupCommand() *cobra.Command {
 					return err
 				}
 				return a.print(g, func(w *tabular) {
-					w.row("GROUP", "MEMBERS", "SUBSTITUTES", "AWAY")
+					w.row("GROUP", "MEMBERS", "IN IT NOW", "UNTIL", "SUBSTITUTES", "AWAY")
 					for _, group := range g.Groups {
-						w.row(group.Name, strings.Join(group.Members, ", "), strings.Join(group.Substitutes, ", "), strings.Join(away(w, group), ", "))
+						until := ""
+						if group.Until != nil {
+							until = w.when(*group.Until)
+						}
+						w.row(group.Name, strings.Join(group.Members, ", "), inItNow(group), until, strings.Join(group.Substitutes, ", "), strings.Join(away(w, group), ", "))
 					}
 				})
 			})
@@ -42,14 +47,19 @@ func (a *app) newGroupCommand() *cobra.Command {
 	}
 	set := &cobra.Command{
 		Use:   "set NAME --member PERSON [--member …] [--substitute PERSON …]",
-		Short: "Propose a group with exactly these members and substitutes",
+		Short: "Propose a group with exactly these members, all in it or by turns, and these substitutes",
 		Args:  exactArgs("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			spec := api.ChangeSpec{Kind: api.ChangeGroupSet, Name: args[0], Members: members, Substitutes: substitutes}
+			onCall, err := turns.onCall(cmd)
+			if err != nil {
+				return err
+			}
+			spec := api.ChangeSpec{Kind: api.ChangeGroupSet, Name: args[0], Members: members, OnCall: onCall, Substitutes: substitutes}
 			return a.propose(cmd.Context(), spec, base)
 		},
 	}
 	set.Flags().StringArrayVar(&members, "member", nil, "name of a `person`; repeat for more")
+	turns.add(set)
 	set.Flags().StringArrayVar(&substitutes, "substitute", nil, "name of a `person` who may stand in for members; repeat for more (default nobody)")
 	remove := &cobra.Command{
 		Use:   "delete NAME",

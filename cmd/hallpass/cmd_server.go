@@ -81,8 +81,12 @@ func (a *app) serve(ctx context.Context, s serverSettings, p processSettings) (e
 	if err != nil {
 		return err
 	}
+	resolvers, err := s.OnCall.control()
+	if err != nil {
+		return err
+	}
 	cfg := control.Config{
-		Witness: witness, Notify: tell,
+		Witness: witness, Notify: tell, Resolvers: resolvers,
 		Node: node, Manifest: manifest, DataDir: s.DataDir, LogStore: s.LogStore, Logger: tel.Logger, Now: a.now,
 		Skew: s.Skew, StrictSVID: s.Strict, Retention: s.retention(),
 		Limits:  s.Limits.control(),

@@ -231,6 +231,12 @@ func (p *pagesRun) changes(t *testing.T) {
 		p.approvePending(t)
 	}
 	wants(t, p.desk.run(t, "hallpass group list"), "ada, grace, linus, carol", "alice, carol")
+	for command := range strings.Lines(p.page(t, "operations.md turns")) {
+		wants(t, p.desk.run(t, command), "on call")
+		p.approvePending(t)
+	}
+	now := p.desk.run(t, "hallpass group list -o json | jq -c '.groups[] | [.name, (.now | length), .until != null]'")
+	wants(t, now, `["on-call",1,true]`, `["desk",0,false]`)
 	p.desk.run(t, p.page(t, "policy.md substitutes"))
 	p.approvePending(t)
 	wants(t, p.desk.run(t, p.page(t, "policy.md stand-in")), "carol stands in for bob in payments-owners until", "bob (carol stands in until", "bob counts in payments-owners again")

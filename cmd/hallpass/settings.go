@@ -37,6 +37,7 @@ type serverSettings struct {
 	Witness   witnesses      `yaml:"witness"`
 	Limits    limits         `yaml:"limits"`
 	Notify    notifySettings `yaml:"notify"`
+	OnCall    onCallSettings `yaml:"on_call"`
 }
 
 // cleanup is when members are removed that nobody hears any more.
@@ -122,7 +123,8 @@ func loadServer(file string) (serverSettings, error) {
 		return s, err
 	}
 	s.Notify.from(filepath.Dir(file))
-	if err := s.Notify.check(lines); err != nil {
+	s.OnCall.from(filepath.Dir(file))
+	if err := errors.Join(s.Notify.check(lines), s.OnCall.check(lines)); err != nil {
 		return s, err
 	}
 	paths := []*string{&s.DataDir, &s.KeysDir, &s.Manifest, &s.Witness.SecretFile}

@@ -135,18 +135,10 @@ func (t notifyTarget) build(open bool) (*notify.Target, error) {
 		Name: t.Name, Kind: notify.Kind(t.Kind), Events: t.Events, OnlyNamed: t.OnlyNamed, URL: t.URL,
 		Timeout: time.Duration(t.Timeout), GiveUp: time.Duration(t.GiveUpAfter),
 	}
-	for _, path := range t.SecretFiles {
-		text, err := secretOf(path, open, "whsec_"+strings.Repeat("A", 32))
-		if err != nil {
-			return nil, &notify.FieldError{Field: "secret_files", Text: err.Error()}
-		}
-		k, err := notify.ParseSigningKey(text)
-		if err != nil {
-			return nil, &notify.FieldError{Field: "secret_files", Text: path + ": " + err.Error()}
-		}
-		c.Keys = append(c.Keys, k)
-	}
 	var err error
+	if c.Keys, err = signingKeys(t.SecretFiles, open); err != nil {
+		return nil, err
+	}
 	if c.Mail, err = t.mail(open); err != nil {
 		return nil, err
 	}
@@ -156,7 +148,7 @@ func (t notifyTarget) build(open bool) (*notify.Target, error) {
 	if err := t.unused(); err != nil {
 		return nil, err
 	}
-	if c.Roots, err = t.roots(open); err != nil {
+	if c.Roots, err = rootsOf(t.CAFile, open); err != nil {
 		return nil, err
 	}
 	return notify.NewTarget(c, time.Now)
@@ -232,15 +224,31 @@ func (t notifyTarget) unused() error {
 	return nil
 }
 
-// roots are those of ca_file, nil for the system's.
-func (t notifyTarget) roots(open bool) (*x509.CertPool, error) {
-	if t.CAFile == "" || !open {
+// signingKeys are those of secret_files.
+func signingKeys(files []string, open bool) (keys []notify.SigningKey, err error) {
+	for _, path := range files {
+		text, err := secretOf(path, open, "whsec_"+strings.Repeat("A", 32))
+		if err != nil {
+			return nil, &notify.FieldError{Field: "secret_files", Text: err.Error()}
+		}
+		k, err := notify.ParseSigningKey(text)
+		if err != nil {
+			return nil, &notify.FieldError{Field: "secret_files", Text: path + ": " + err.Error()}
+		}
+		keys = append(keys, k)
+	}
+	return keys, nil
+}
+
+// rootsOf are those of ca_file, nil for the system's.
+func rootsOf(file string, open bool) (*x509.CertPool, error) {
+	if file == "" || !open {
 		return nil, nil //nolint:nilnil // the system's
 	}
-	text, err := os.ReadFile(t.CAFile) // it is public
+	text, err := os.ReadFile(file) // it is public
 	pool := x509.NewCertPool()
 	if err == nil && !pool.AppendCertsFromPEM(text) {
-		err = fmt.Errorf("%s: no certificate in PEM", t.CAFile)
+		err = fmt.Errorf("%s: no certificate in PEM", file)
 	}
 	if err != nil {
 		return nil, &notify.FieldError{Field: "ca_file", Text: err.Error()}

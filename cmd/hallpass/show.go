@@ -147,6 +147,7 @@ func specFields(w *tabular, s api.ChangeSpec) {
 	switch s.Kind {
 	case api.ChangeGroupSet:
 		w.field("members", listed(s.Members))
+		w.field("on call", s.OnCall.Words())
 		w.field("substitutes", listed(s.Substitutes))
 	case api.ChangePersonSet:
 		w.field("ids", listed(s.IDs))
