@@ -17,6 +17,10 @@ func TestRandomHistories(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		h := &history{t: rt, w: newWorld(rt), m: newModel()}
+		if rapid.Bool().Draw(rt, "substitutes") {
+			h.w.substitutes("payments-owners", "dave", "erin")
+			h.w.substitutes("security", "bob", "erin")
+		}
 		for range rapid.IntRange(10, 40).Draw(rt, "steps") {
 			h.step()
 		}
@@ -343,6 +347,9 @@ func (h *history) standIn() {
 	until := h.w.now.Add(pick(h, "away", time.Hour, 24*time.Hour, MaxStandIn, MaxStandIn+time.Second, -time.Minute)).UnixMilli()
 	b := NameStandIn{Group: group, By: pick(h, "by", "alice", "bob", "carol", "dave", "erin", "ada"), Until: until, Reason: "away"}
 	actor := h.who()
+	if members := groupMembers(h.w, group); len(members) > 0 && h.likely("a member") {
+		actor = pick(h, "member", members...)
+	}
 	if r := h.do(actor, b); r.Changed {
 		persons := personsOf(h.w, spiffe(actor), false)
 		if len(persons) != 1 || !slices.Contains(groupMembers(h.w, group), persons[0]) || slices.Contains(groupMembers(h.w, group), b.By) || group == AdminGroup {
