@@ -339,13 +339,13 @@ func (h *history) decideChange() {
 
 // standIn has somebody stand in, or ends that. Whoever counts afterwards was let in by two admins: a member, or one of the group's substitutes.
 func (h *history) standIn() {
-	group := pick(h, "group", AdminGroup, "engineers", "payments-owners", "security", "new")
-	if rapid.IntRange(0, 2).Draw(h.t, "end") == 0 {
+	group := pick(h, "group", AdminGroup, "engineers", "payments-owners", "payments-owners", "payments-owners", "security", "new")
+	if rapid.IntRange(0, 3).Draw(h.t, "end") == 0 {
 		h.do(h.who(), EndStandIn{Group: group, For: pick(h, "for", "alice", "bob", "carol", "dave", "ada")})
 		return
 	}
 	until := h.w.now.Add(pick(h, "away", time.Hour, 24*time.Hour, MaxStandIn, MaxStandIn+time.Second, -time.Minute)).UnixMilli()
-	b := NameStandIn{Group: group, By: pick(h, "by", "alice", "bob", "carol", "dave", "erin", "ada"), Until: until, Reason: "away"}
+	b := NameStandIn{Group: group, By: pick(h, "by", "alice", "bob", "dave", "dave", "erin", "erin"), Until: until, Reason: "away"}
 	actor := h.who()
 	if members := groupMembers(h.w, group); len(members) > 0 && h.likely("a member") {
 		actor = pick(h, "member", members...)
