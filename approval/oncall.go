@@ -112,7 +112,7 @@ func checkOnCall(g Group) error {
 		return invalid("group %q: %d of %d on call at once: want 1 to %d", g.Name, o.AtOnce, len(o.Order), len(o.Order)-1)
 	case o.EveryMS < MinShift.Milliseconds() || o.EveryMS > MaxShift.Milliseconds():
 		return invalid("group %q: a hand-over every %s: want %s to %s", g.Name, every, MinShift, MaxShift)
-	case o.From <= 0 || o.From > maxMoment:
+	case o.From <= 0 || int64(o.From) > maxMoment:
 		return invalid("group %q: a rota needs the moment at which its first turn begins", g.Name)
 	}
 	for _, name := range o.Order {
@@ -125,7 +125,7 @@ func checkOnCall(g Group) error {
 }
 
 // maxMoment is a moment so late that nothing is reckoned from a later one: the year 9999.
-const maxMoment = Millis(253402300799000)
+const maxMoment int64 = 253402300799000
 
 // Duty returns who of a group is on call; false where nothing says so.
 func (s State) Duty(group string) (Duty, bool, error) {
