@@ -282,6 +282,10 @@ func (t *turn) perform() (Object, error) {
 		return t.escalateRequest(b)
 	case SetDuty:
 		return t.setDuty(b)
+	case NameStandIn:
+		return t.nameStandIn(b)
+	case EndStandIn:
+		return t.endStandIn(b)
 	case CloseReview:
 		return t.closeReview(b)
 	case SettleOutbox:

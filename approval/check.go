@@ -214,6 +214,7 @@ func (c *checker) directory() {
 		}
 		c.need(checkDistinct(name, g.Members) == nil, "group %q has a member twice", name)
 	})
+	c.standIns()
 	c.need(len(c.groups[AdminGroup].Members) >= MinAdmins, "%d admins", len(c.groups[AdminGroup].Members))
 	c.want[keyPolicy] = nil
 	doc, err := c.s.Policy()

@@ -52,6 +52,8 @@ const (
 	// Since version 4.
 	KindEscalateRequest Kind = "request.escalate"
 	KindSetDuty         Kind = "group.duty"
+	KindNameStandIn     Kind = "group.stand_in"
+	KindEndStandIn      Kind = "group.stand_in.end"
 
 	KindCloseReview  Kind = "review.close"
 	KindSettleOutbox Kind = "outbox.settle"
@@ -66,6 +68,8 @@ func (k Kind) since() int {
 		return 2
 	case KindAnchorAccess:
 		return 3
+	case KindNameStandIn, KindEndStandIn:
+		return 4
 	case KindCloseReview, KindSettleOutbox, KindReplayOutbox, KindForgetOutbox, KindEscalateRequest, KindSetDuty:
 		return 4
 	}

@@ -58,6 +58,9 @@ func (t *turn) checkVoter(r Request, b DecideRequest) error {
 		if err := t.tooEarly(r); err != nil {
 			return err
 		}
+		if err := t.away(r); err != nil {
+			return err
+		}
 		return denied("%s is in none of the groups that must approve: %s", t.person, describe(r.deciders()))
 	}
 	return nil
@@ -87,10 +90,11 @@ func (t *turn) approveRequest(r *Request, b DecideRequest, d *requestDetails) (*
 	if err := t.checkPinned(r, b); err != nil {
 		return nil, err
 	}
-	// What has been approved may be enough since it was escalated, and nobody has counted: who says so again has it counted.
+	// What has been approved may be enough since it was escalated, or since who had stood in for an approver does so no more, and nobody
+	// has counted: who says so again has it counted. Up to version 3 that was refused.
 	_, _, enough := t.state().count(*r)
 	for _, earlier := range r.Decisions {
-		if r.Escalated != 0 && enough {
+		if t.m.version() >= 4 && enough {
 			break
 		}
 		if earlier.Slack != "" && b.Slack == "" {

@@ -131,9 +131,9 @@ func (t *turn) checkChildSubject(r Request, g Grant) error {
 	if r.Subject == g.Subject || !g.Delegation.names(id) {
 		return denied("grant %s may not be delegated to %s, but to %q", g.ID, r.Subject, g.Delegation.To)
 	}
-	for _, person := range append(t.state().Owners(id), t.state().personOf(id)) {
+	for _, person := range t.state().orStandIn(append(t.state().Owners(id), t.state().personOf(id))) {
 		if person != "" && g.StandsOn(person) {
-			return denied("%s approved grant %s, and it is for what is theirs", person, g.ID).then("delegate it to another")
+			return denied("%s approved grant %s, and it is for what is theirs, or of whom they stand in for", person, g.ID).then("delegate it to another")
 		}
 	}
 	return nil

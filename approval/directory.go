@@ -124,6 +124,9 @@ func (t *turn) setGroup(g Group) error {
 	if err := checkOnCall(g); err != nil {
 		return err
 	}
+	if err := t.checkSubstitutes(g); err != nil {
+		return err
+	}
 	old, was, err := t.counted(g.Name)
 	if err != nil {
 		return err
@@ -135,6 +138,9 @@ func (t *turn) setGroup(g Group) error {
 func (t *turn) saveGroup(old *OnCall, was []string, g Group) error {
 	t.save(key(prefixGroup, g.Name), g)
 	if err := t.renewDuty(old, g); err != nil {
+		return err
+	}
+	if err := t.staleStandIns(g); err != nil {
 		return err
 	}
 	return t.recount(was, g)
@@ -151,8 +157,8 @@ func (t *turn) deletePerson(name string) error {
 		return err
 	}
 	for _, g := range groups {
-		i := slices.Index(g.Members, name)
-		if i < 0 {
+		i, j := slices.Index(g.Members, name), slices.Index(g.Substitutes, name)
+		if i < 0 && j < 0 {
 			continue
 		}
 		was, err := t.state().Counting(g)
@@ -163,7 +169,11 @@ func (t *turn) deletePerson(name string) error {
 			// Another's turn would come sooner than anyone has agreed to.
 			return conflict("%q takes turns in the rota of group %q", name, g.Name).then("change the rota first; to lock the person out at once, block their identities: hallpass subject block")
 		}
-		g.Members = slices.Delete(slices.Clone(g.Members), i, i+1)
+		if i >= 0 {
+			g.Members = slices.Delete(slices.Clone(g.Members), i, i+1)
+		} else {
+			g.Substitutes = slices.Delete(slices.Clone(g.Substitutes), j, j+1)
+		}
 		if err := t.saveGroup(g.OnCall, was, g); err != nil {
 			return err
 		}
@@ -194,6 +204,9 @@ func (t *turn) deleteGroup(name string) error {
 		t.unmark(pairKey(prefixMember, person, name))
 	}
 	t.Delete(key(prefixGroup, name))
+	if err := t.staleStandIns(Group{Name: name}); err != nil {
+		return err
+	}
 	return t.dropDuty(name)
 }
 

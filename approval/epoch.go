@@ -8,10 +8,11 @@ type epochDetails struct {
 	Began    Millis `json:"began"`
 	Lineage  string `json:"lineage"`
 	Reason   string `json:"reason"`
-	Requests int    `json:"requests"` // that were pending
-	Grants   int    `json:"grants"`   // that were live
-	Changes  int    `json:"changes"`  // that were pending
-	Results  int    `json:"results"`  // kept for idempotency
+	Requests int    `json:"requests"`            // that were pending
+	Grants   int    `json:"grants"`              // that were live
+	Changes  int    `json:"changes"`             // that were pending
+	Results  int    `json:"results"`             // kept for idempotency
+	StandIns int    `json:"stand_ins,omitempty"` // that had not ended
 }
 
 // beginEpoch ends what the history before this log granted. Of that history, what
@@ -84,7 +85,9 @@ func (t *turn) endAll(d *epochDetails, reason string) error {
 		t.endChange(&c, ChangeExpired)
 		d.Changes++
 	}
-	return nil
+	var err error
+	d.StandIns, err = t.endStandIns()
+	return err
 }
 
 // inState lists what is in a state, the newest first.

@@ -26,6 +26,8 @@ import (
 //	gm/PERSON 0 GROUP        which groups a person is in now
 //	gd/GROUP                 who of a group is on call (Duty)
 //	gq/<ms> KIND GROUP       …and until when
+//	si/GROUP 0 PERSON        who stands in for a member who is away (StandIn)
+//	sf/PERSON 0 GROUP        …by who is away → who stands in
 //	b/SUBJECT                blocks                        (Block)
 //	r/<di>                   requests, each with its grant (storedRequest)
 //	rv/SERVICE 0 <di>        …by service
@@ -77,6 +79,8 @@ const (
 	prefixMember       = "gm/"
 	prefixDuty         = "gd/"
 	prefixDutyDue      = "gq/"
+	prefixStandIn      = "si/"
+	prefixStandInFor   = "sf/"
 	prefixBlock        = "b/"
 	prefixRecord       = "r/"
 	prefixByService    = "rv/"
@@ -126,6 +130,7 @@ const (
 	dueIdem       = 'k'
 	dueEscalation = 'q'
 	dueDuty       = 'd'
+	dueStandIn    = 's'
 )
 
 // What has ended, or runs out without a leaf of its own.

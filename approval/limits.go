@@ -32,6 +32,8 @@ const (
 	MaxMembers = 2000
 	MaxIDs     = 50
 	MaxOwned   = 200
+	// MaxSubstitutes is how many persons a group may have that stand in for members.
+	MaxSubstitutes = 100
 	// MaxNodes is how many nodes a cluster starts with.
 	MaxNodes = 9
 	// MaxKnownNodes is how many nodes a manifest may have: members, and such as
@@ -64,6 +66,8 @@ const (
 	MaxAhead = 30 * 24 * time.Hour
 	// MaxGrantLife is the longest a grant may live, whatever policy says.
 	MaxGrantLife = 30 * 24 * time.Hour
+	// MaxStandIn is the longest that somebody stands in for a member of a group.
+	MaxStandIn = 30 * 24 * time.Hour
 	// MaxBackdate is how far before its minting a certificate may begin, for
 	// verifiers whose clocks are behind.
 	MaxBackdate = time.Minute

@@ -1,16 +1,19 @@
 package approval
 
-import "slices"
-
 // Whether somebody is in a group is read off one index, person by person, that holds who counts in it now: it is written anew with
 // whatever that depends on, by a command. No clock is asked while votes are counted, and the audit log says who counted, and since when.
 
-// Counting returns who of a group is in it now.
+// Counting returns who of a group is in it now: of its members those who are on call, where they take turns, and in the place of each
+// who is away who stands in for them.
 func (s State) Counting(g Group) ([]string, error) {
-	if g.OnCall == nil {
-		return g.Members, nil
+	here := g.Members
+	if g.OnCall != nil {
+		var err error
+		if here, err = s.onCall(g); err != nil {
+			return nil, err
+		}
 	}
-	return s.onCall(g)
+	return s.inPlace(g, here)
 }
 
 // counted returns the group of a name, and who is in it now: nobody, where there is none yet.
@@ -30,9 +33,7 @@ func (t *turn) recount(was []string, g Group) error {
 		return err
 	}
 	for _, name := range was {
-		if !slices.Contains(now, name) {
-			t.unmark(pairKey(prefixMember, name, g.Name))
-		}
+		t.unmark(pairKey(prefixMember, name, g.Name))
 	}
 	for _, name := range now {
 		t.mark(pairKey(prefixMember, name, g.Name))

@@ -71,7 +71,40 @@ func personsOf(w *world, id string, owned bool) []string {
 	return names
 }
 
+// groupOf returns who counts in a group: its members, but of those who are away who stands in for them.
 func groupOf(w *world, name string) []string {
+	in := slices.Clone(groupMembers(w, name))
+	for i, member := range in {
+		if s, away, err := Read(w.a).StandInFor(member, name); err != nil {
+			w.tb.Fatal(err)
+		} else if away {
+			in[i] = s.By
+		}
+	}
+	return in
+}
+
+// speakersFor returns persons, and who stands in for any of them, for one who does, and so on.
+func speakersFor(w *world, persons []string) []string {
+	groups, err := Read(w.a).Groups()
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+	for i := 0; i < len(persons); i++ {
+		for _, g := range groups {
+			s, away, err := Read(w.a).StandInFor(persons[i], g.Name)
+			if err != nil {
+				w.tb.Fatal(err)
+			}
+			if away && !slices.Contains(persons, s.By) {
+				persons = append(persons, s.By)
+			}
+		}
+	}
+	return persons
+}
+
+func groupMembers(w *world, name string) []string {
 	groups, err := Read(w.a).Groups()
 	if err != nil {
 		w.tb.Fatal(err)
@@ -97,7 +130,7 @@ func mayVote(w *world, r Request, actor string, v Verdict) bool {
 	}
 	excluded = append(excluded, personsOf(w, r.Subject, true)...)
 	excluded = append(excluded, personsOf(w, r.Requester, true)...)
-	if slices.Contains(excluded, who) || isBlocked(w, actor) || (v == Approve && isBlocked(w, r.Subject)) {
+	if slices.Contains(speakersFor(w, excluded), who) || isBlocked(w, actor) || (v == Approve && isBlocked(w, r.Subject)) {
 		return false
 	}
 	return slices.ContainsFunc(r.Current().Requirements, func(q Requirement) bool {
@@ -145,7 +178,7 @@ func stillApart(w *world, r Request, person string) bool {
 		excluded = append(excluded, personsOf(w, id, false)...)
 		excluded = append(excluded, personsOf(w, id, true)...)
 	}
-	return person != r.RequesterPerson && !slices.Contains(excluded, person)
+	return !slices.Contains(speakersFor(w, append(excluded, r.RequesterPerson)), person)
 }
 
 // mayVoteChange says whether the actor's decision on c could count: invariant 6.

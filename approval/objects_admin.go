@@ -20,6 +20,8 @@ type Group struct {
 	Name    string   `json:"name" cbor:"1,keyasint"`
 	Members []string `json:"members" cbor:"2,keyasint"`
 	OnCall  *OnCall  `json:"on_call,omitempty" cbor:"3,keyasint,omitempty"` // nil: all are in it all the time; since version 4
+
+	Substitutes []string `json:"substitutes,omitempty" cbor:"4,keyasint,omitempty"` // who may stand in for members; since version 4
 }
 
 // EditKind names what a change does.
@@ -246,12 +248,13 @@ type FeedEntry struct {
 
 // Ticked is what a tick ended.
 type Ticked struct {
-	Requests  []string `json:"requests,omitempty" cbor:"1,keyasint,omitempty"`
-	Grants    []string `json:"grants,omitempty" cbor:"2,keyasint,omitempty"`
-	Changes   []string `json:"changes,omitempty" cbor:"3,keyasint,omitempty"`
-	Feed      []string `json:"feed,omitempty" cbor:"4,keyasint,omitempty"` // entries that left the feed
-	Pruned    int      `json:"pruned,omitempty" cbor:"5,keyasint,omitempty"`
-	More      bool     `json:"more,omitempty" cbor:"6,keyasint,omitempty"`      // more is due: tick again
-	Forgotten []string `json:"forgotten,omitempty" cbor:"7,keyasint,omitempty"` // requests, with their grants, and changes
-	Issuers   []string `json:"issuers,omitempty" cbor:"8,keyasint,omitempty"`   // that ended long ago, and were never denied
+	Requests  []string  `json:"requests,omitempty" cbor:"1,keyasint,omitempty"`
+	Grants    []string  `json:"grants,omitempty" cbor:"2,keyasint,omitempty"`
+	Changes   []string  `json:"changes,omitempty" cbor:"3,keyasint,omitempty"`
+	Feed      []string  `json:"feed,omitempty" cbor:"4,keyasint,omitempty"` // entries that left the feed
+	Pruned    int       `json:"pruned,omitempty" cbor:"5,keyasint,omitempty"`
+	More      bool      `json:"more,omitempty" cbor:"6,keyasint,omitempty"`      // more is due: tick again
+	Forgotten []string  `json:"forgotten,omitempty" cbor:"7,keyasint,omitempty"` // requests, with their grants, and changes
+	Issuers   []string  `json:"issuers,omitempty" cbor:"8,keyasint,omitempty"`   // that ended long ago, and were never denied
+	StandIns  []StandIn `json:"stand_ins,omitempty" cbor:"9,keyasint,omitempty"` // that ran out
 }

@@ -409,5 +409,6 @@ func Kinds() []Kind {
 		KindJoinNode, KindPromoteNode, KindRemoveNode, KindHandOver, KindRaiseVersion, KindBeginEpoch, KindProposeChange,
 		KindDecideChange, KindCancelChange, KindRegisterEmergency, KindImportEmergency, KindRevokeEmergency, KindAnchorAccess,
 		KindCloseReview, KindSettleOutbox, KindReplayOutbox, KindForgetOutbox, KindEscalateRequest, KindSetDuty,
+		KindNameStandIn, KindEndStandIn,
 	}
 }

@@ -17,6 +17,10 @@ func TestRandomHistories(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		h := &history{t: rt, w: newWorld(rt), m: newModel()}
+		if rapid.Bool().Draw(rt, "substitutes") {
+			h.w.substitutes("payments-owners", "dave", "erin")
+			h.w.substitutes("security", "bob", "erin")
+		}
 		for range rapid.IntRange(10, 40).Draw(rt, "steps") {
 			h.step()
 		}
@@ -55,7 +59,7 @@ func (h *history) who() string {
 
 func (h *history) step() {
 	switch pick(h, "step", "request", "request", "decide", "decide", "decide", "decide", "issue", "issue", "issue", "issue", "revoke", "return",
-		"cancel", "propose", "decide change", "decide change", "decide change", "block", "deny issuer", "identity", "wait", "tick", "again") {
+		"cancel", "stand in", "stand in", "propose", "decide change", "decide change", "decide change", "block", "deny issuer", "identity", "wait", "tick", "again") {
 	case "request":
 		h.request()
 	case "decide":
@@ -77,6 +81,8 @@ func (h *history) step() {
 		if id, ok := h.some(h.changes); ok {
 			h.do(h.who(), CancelChange{Change: id})
 		}
+	case "stand in":
+		h.standIn()
 	case "propose":
 		h.propose()
 	case "decide change":
@@ -273,8 +279,17 @@ func (h *history) propose() {
 	if rapid.Bool().Draw(h.t, "owner") {
 		person.Owns = append(person.Owns, spiffe(pick(h, "owned", "agent/bob-bot", "agent/alice-bot", "erin")))
 	}
+	group := Group{Name: pick(h, "group", "admins", "engineers", "payments-owners", "payments-owners", "security", "new"), Members: members}
+	for _, name := range names {
+		if !slices.Contains(members, name) && rapid.IntRange(0, 3).Draw(h.t, "substitute") == 0 {
+			group.Substitutes = append(group.Substitutes, name)
+		}
+	}
+	if group.Name == AdminGroup && h.likely("no substitutes") {
+		group.Substitutes = nil
+	}
 	e := pick(h, "edit",
-		Edit{Kind: EditGroupSet, Group: &Group{Name: pick(h, "group", "admins", "engineers", "payments-owners", "security", "new"), Members: members}},
+		Edit{Kind: EditGroupSet, Group: &group},
 		Edit{Kind: EditPersonSet, Person: &person},
 		Edit{Kind: EditPersonDelete, Name: person.Name},
 		Edit{Kind: EditGroupDelete, Name: pick(h, "gone", "new", "security")},
@@ -319,5 +334,26 @@ func (h *history) decideChange() {
 	slices.Sort(approved)
 	if len(slices.Compact(approved)) < 2 {
 		h.t.Fatalf("applied on the approvals of %q: %+v", approved, c)
+	}
+}
+
+// standIn has somebody stand in, or ends that. Whoever counts afterwards was let in by two admins: a member, or one of the group's substitutes.
+func (h *history) standIn() {
+	group := pick(h, "group", AdminGroup, "engineers", "payments-owners", "payments-owners", "payments-owners", "security", "new")
+	if rapid.IntRange(0, 3).Draw(h.t, "end") == 0 {
+		h.do(h.who(), EndStandIn{Group: group, For: pick(h, "for", "alice", "bob", "carol", "dave", "ada")})
+		return
+	}
+	until := h.w.now.Add(pick(h, "away", time.Hour, 24*time.Hour, MaxStandIn, MaxStandIn+time.Second, -time.Minute)).UnixMilli()
+	b := NameStandIn{Group: group, By: pick(h, "by", "alice", "bob", "dave", "dave", "erin", "erin"), Until: until, Reason: "away"}
+	actor := h.who()
+	if members := groupMembers(h.w, group); len(members) > 0 && h.likely("a member") {
+		actor = pick(h, "member", members...)
+	}
+	if r := h.do(actor, b); r.Changed {
+		persons := personsOf(h.w, spiffe(actor), false)
+		if len(persons) != 1 || !slices.Contains(groupMembers(h.w, group), persons[0]) || slices.Contains(groupMembers(h.w, group), b.By) || group == AdminGroup {
+			h.t.Fatalf("%s has %s stand in in %s", actor, b.By, group)
+		}
 	}
 }

@@ -2,7 +2,7 @@ package approval
 
 // Object is what a command made or changed: a Request, Grant, Change, Issue,
 // Block, Issuer, Installed, Roots, Node, Cluster, Ticked, EmergencyJournal,
-// EmergencyRevocation, Anchored, Duty or Target, by value.
+// EmergencyRevocation, Anchored, Duty, StandIn or Target, by value.
 type Object interface{ objectKind() string }
 
 func (Request) objectKind() string { return "request" }
@@ -30,7 +30,8 @@ func (Anchored) objectKind() string { return "anchored" }
 // manifest.adopt and version.raise a Cluster; node.* and leader.transfer a Node;
 // change.* a Change; tick a Ticked; emergency.register an Issuer, emergency.import
 // an EmergencyJournal and emergency.revoke an EmergencyRevocation; access.anchor an
-// Anchored; outbox.* a Target; group.duty a Duty.
+// Anchored; outbox.* a Target; group.duty a Duty; group.stand_in and group.stand_in.end
+// a StandIn.
 type Result struct {
 	Index    uint64 // Raft index of the command; of the first one for a replay
 	Err      *Error

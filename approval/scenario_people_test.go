@@ -35,6 +35,41 @@ func (s *scenario) expectEscalates(m []string, _ expectedOutcome) {
 	}
 }
 
+// byComma reads names with commas between.
+func byComma(text string) []string {
+	if text == "" {
+		return nil
+	}
+	return strings.Split(text, ",")
+}
+
+func (s *scenario) standsIn(m []string, want expectedOutcome) {
+	o := options(m[4])
+	until := s.w.now.Add(s.duration(m[3])).UnixMilli()
+	s.do(m[0], NameStandIn{Group: m[2], By: m[1], Until: until, Reason: or(o["reason"], "on holiday")}, o, want)
+}
+
+func (s *scenario) endsStandIn(m []string, want expectedOutcome) {
+	s.do(m[0], EndStandIn{Group: m[2], For: m[1]}, options(m[3]), want)
+}
+
+// expectIn compares who is in a group now, by the index, with the scenario's line.
+func (s *scenario) expectIn(m []string, _ expectedOutcome) {
+	persons, err := Read(s.w.a).Persons()
+	if err != nil {
+		s.fatalf("%v", err)
+	}
+	var in []string
+	for _, p := range persons {
+		if slices.Contains(Read(s.w.a).GroupsOf(p.Name), m[0]) {
+			in = append(in, p.Name)
+		}
+	}
+	if got := strings.Join(in, " "); got != m[1] {
+		s.fatalf("%s are in it", got)
+	}
+}
+
 // onCall is how members take turns: "order=bob,dave every=8h" by a rota, "otherwise=nobody" by a resolver.
 func (s *scenario) onCall(o map[string]string) *OnCall {
 	switch {

@@ -123,6 +123,9 @@ var verbs = []verb{
 	{regexp.MustCompile(`^(\S+) hands over (\S+)` + opts), (*scenario).handsOver},
 	{regexp.MustCompile(`^(\S+) hears that (.+) (?:is|are) on call in (\S+) for (\S+)` + opts), (*scenario).hears},
 	{regexp.MustCompile(`^expect on call in (\S+) (.*)$`), (*scenario).expectOnCall},
+	{regexp.MustCompile(`^(\S+) has (\S+) stand in in (\S+) for (\S+)` + opts), (*scenario).standsIn},
+	{regexp.MustCompile(`^(\S+) ends the standing in for (\S+) in (\S+)` + opts), (*scenario).endsStandIn},
+	{regexp.MustCompile(`^expect in (\S+): (.*)$`), (*scenario).expectIn},
 	{regexp.MustCompile(`^expect (r\d) allows (.*) for (\S+)$`), (*scenario).expectAllows},
 	{regexp.MustCompile(`^expect (policy|directory) revision (\d+)$`), (*scenario).expectRevision},
 	{regexp.MustCompile(`^expect (due|nothing due)$`), (*scenario).expectDue},
@@ -364,7 +367,7 @@ func (s *scenario) proposes(m []string, want expectedOutcome) {
 	case "policy":
 		e, base = Edit{Kind: EditPolicySet, YAML: s.sections[name]}, policyRevision
 	case "group":
-		e = Edit{Kind: EditGroupSet, Group: &Group{Name: name, Members: strings.Fields(rest), OnCall: s.onCall(o)}}
+		e = Edit{Kind: EditGroupSet, Group: &Group{Name: name, Members: strings.Fields(rest), OnCall: s.onCall(o), Substitutes: byComma(o["substitutes"])}}
 	case "no group":
 		e = Edit{Kind: EditGroupDelete, Name: name}
 	case "no person":

@@ -112,6 +112,12 @@ func (t *turn) end(item dueItem, done *Ticked) error {
 		}
 		done.Changes = append(done.Changes, c.ID)
 		t.endChange(&c, ChangeExpired)
+	case dueStandIn:
+		in, err := t.ranOut(item)
+		if err != nil {
+			return err
+		}
+		done.StandIns = append(done.StandIns, in)
 	case dueFeedGrant, dueFeedIssuer:
 		done.Feed = append(done.Feed, t.leaveFeed(item))
 	}

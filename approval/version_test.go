@@ -91,6 +91,15 @@ func TestVersions(t *testing.T) {
 	duty := w.command("", SetDuty{Group: "leads"})
 	duty.V = 3
 	same("a hand-over before version 4", duty, ErrInvalid)
+	listed := w.command("ada", ProposeChange{ID: w.id(), Edit: Edit{Kind: EditGroupSet, Group: &Group{Name: "security", Members: []string{"carol"}, Substitutes: []string{"bob"}}}, BaseRevision: 1})
+	listed.V = 3
+	same("substitutes before version 4", listed, ErrInvalid)
+	away := w.command("carol", NameStandIn{Group: "security", By: "bob", Until: w.now.Add(time.Hour).UnixMilli(), Reason: "away"})
+	away.V = 3
+	same("one who stands in before version 4", away, ErrInvalid)
+	back := w.command("carol", EndStandIn{Group: "security", For: "carol"})
+	back.V = 3
+	same("the end of it before version 4", back, ErrInvalid)
 	settle := w.command("", SettleOutbox{Target: "chat", Position: 1})
 	settle.V = 3
 	same("a settlement in version 3", settle, ErrInvalid)

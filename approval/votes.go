@@ -51,6 +51,7 @@ func (s State) involved(r Request) map[string]string {
 			add("holds a part of the grant that it extends", append(owners, holder)...)
 		}
 	}
+	s.andWhoStandsIn(stakes)
 	return stakes
 }
 

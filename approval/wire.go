@@ -151,11 +151,14 @@ func needs(body Body) int {
 		if slices.ContainsFunc(b.Persons, func(p Person) bool { return p.Slack != "" }) || slices.ContainsFunc(b.Groups, func(g Group) bool { return g.OnCall != nil }) {
 			return 4
 		}
+		if slices.ContainsFunc(b.Groups, func(g Group) bool { return len(g.Substitutes) > 0 }) {
+			return 4
+		}
 	case ProposeChange:
 		if p := b.Edit.Person; p != nil && p.Slack != "" {
 			return 4
 		}
-		if g := b.Edit.Group; g != nil && g.OnCall != nil {
+		if g := b.Edit.Group; g != nil && (g.OnCall != nil || len(g.Substitutes) > 0) {
 			return 4
 		}
 	}
@@ -222,6 +225,10 @@ func decodeBody(kind Kind, data []byte) (Body, error) {
 		return decodeAs[EscalateRequest](data)
 	case KindSetDuty:
 		return decodeAs[SetDuty](data)
+	case KindNameStandIn:
+		return decodeAs[NameStandIn](data)
+	case KindEndStandIn:
+		return decodeAs[EndStandIn](data)
 	case KindCloseReview:
 		return decodeAs[CloseReview](data)
 	case KindSettleOutbox:
@@ -317,6 +324,8 @@ func decodeObject(kind string, data []byte) (Object, error) {
 		return objectAs[Anchored](data)
 	case "duty":
 		return objectAs[Duty](data)
+	case "stand-in":
+		return objectAs[StandIn](data)
 	case "outbox target":
 		return objectAs[Target](data)
 	}

@@ -27,6 +27,7 @@ func oneOfEach() []Command {
 	group := Group{Name: "security", Members: []string{"bob", "carol"}}
 	turns := Group{Name: "leads", Members: group.Members, OnCall: &OnCall{Order: group.Members, From: 1772355600000, EveryMS: 3600000, AtOnce: 1}}
 	asked := Group{Name: "leads", Members: group.Members, OnCall: &OnCall{Resolver: true, Otherwise: OtherwiseMembers}}
+	stoodIn := Group{Name: "security", Members: []string{"bob", "carol"}, Substitutes: []string{"dave"}}
 	bodies := []Body{
 		Bootstrap{
 			Cluster: "acme", TrustDomain: "acme.test", GrantTrustDomain: "grants.acme.test",
@@ -128,6 +129,9 @@ func oneOfEach() []Command {
 		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditGroupSet, Group: &asked}, BaseRevision: 4},
 		SetDuty{Group: "leads"},
 		SetDuty{Group: "leads", Persons: []string{"bob"}, Until: 1772355600000},
+		ProposeChange{ID: id + "2", Edit: Edit{Kind: EditGroupSet, Group: &stoodIn}, BaseRevision: 4},
+		NameStandIn{Group: "security", By: "dave", Until: 1772355600000, Reason: "on holiday"},
+		EndStandIn{Group: "security", For: "bob"},
 	}
 	commands := make([]Command, len(bodies))
 	for i, b := range bodies {
@@ -149,6 +153,8 @@ func first(b Body) int {
 		return 2
 	case AnchorAccess:
 		return 3
+	case NameStandIn, EndStandIn:
+		return 4
 	case CloseReview, SettleOutbox, ReplayOutbox, ForgetOutbox, EscalateRequest, SetDuty:
 		return 4
 	}
@@ -175,7 +181,7 @@ func TestWireGolden(t *testing.T) {
 			t.Errorf("%s comes back different (-sent +read):\n%s", c.Kind, diff)
 		}
 	}
-	if len(kinds) != 33 {
+	if len(kinds) != 35 {
 		t.Errorf("%d kinds", len(kinds))
 	}
 	file := filepath.Join("testdata", "wire.golden")
@@ -299,6 +305,8 @@ func TestResultRoundTrip(t *testing.T) {
 			Bundles: []string{"read"}, Review: &Review{Groups: []string{"g"}, Due: 1, Findings: []Finding{{Person: "p", Actor: "a", Text: "t", At: 2}}, Closed: 3},
 		}},
 		{Index: 18, Object: Anchored{Logs: []AccessLog{{Log: "l", Size: 1}}, Alarms: []LogAlarm{{Log: "l", Why: LogForked}}}},
+		{Index: 20, Object: StandIn{Group: "g", For: "f", By: "b", Reason: "r", Since: 1, Until: 2, Index: 3}},
+		{Index: 21, Object: Ticked{StandIns: []StandIn{{Group: "g", For: "f", By: "b", Reason: "r", Since: 1, Until: 2, Index: 3}}}},
 		{Index: 19, Object: Target{Name: "t", Revision: 2, Position: 9, Open: []OpenDelivery{{Entry: 3, Since: 4, Tries: 5, Cause: "c"}}, Paused: 6, Cause: "p", Sent: 7, Dead: 8, Dropped: 9}},
 	} {
 		data, err := r.Encode()

@@ -191,6 +191,7 @@ type eyes struct {
 	ids    []string // of the person, or the caller's own
 	owns   []string
 	groups []string
+	away   []string // groups in which somebody stands in for the person, who still sees what they do
 	admin  bool
 }
 
@@ -201,7 +202,7 @@ func eyesOf(s approval.State, id spiffeid.ID) (eyes, error) {
 		return e, err
 	}
 	e.person, e.ids, e.owns, e.groups = p.Name, p.IDs, p.Owns, s.GroupsOf(p.Name)
-	e.admin = slices.Contains(e.groups, approval.AdminGroup)
+	e.away, e.admin = s.AwayFrom(p.Name), slices.Contains(e.groups, approval.AdminGroup)
 	return e, nil
 }
 
@@ -215,7 +216,9 @@ func (e eyes) mapped() error {
 
 func (e eyes) involved(requester, subject string, required []approval.Requirement) bool {
 	return e.admin || slices.Contains(e.ids, requester) || slices.Contains(e.ids, subject) || slices.Contains(e.owns, subject) ||
-		slices.ContainsFunc(required, func(q approval.Requirement) bool { return slices.Contains(e.groups, q.Group) })
+		slices.ContainsFunc(required, func(q approval.Requirement) bool {
+			return slices.Contains(e.groups, q.Group) || slices.Contains(e.away, q.Group)
+		})
 }
 
 // sees reports whether a request is the caller's to see: its requester and
@@ -242,11 +245,11 @@ func (e eyes) among(f approval.Filter) approval.Filter {
 		return f
 	}
 	own := slices.Concat(e.ids, e.owns)
-	if len(e.groups) == 0 && len(own) <= approval.MaxOf {
+	if len(e.groups)+len(e.away) == 0 && len(own) <= approval.MaxOf {
 		f.Of = own
 		return f
 	}
-	f.Among = slices.Concat(own, e.groups)
+	f.Among = slices.Concat(own, e.groups, e.away)
 	return f
 }
 

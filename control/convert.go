@@ -162,7 +162,7 @@ func wireBlock(b approval.Block) api.Block {
 func wireEdit(e approval.Edit) api.ChangeSpec {
 	out := api.ChangeSpec{Kind: string(e.Kind), YAML: e.YAML, Name: e.Name, Subject: e.Subject}
 	if e.Group != nil {
-		out.Name, out.Members, out.OnCall = e.Group.Name, e.Group.Members, wireOnCall(e.Group.OnCall)
+		out.Name, out.Members, out.OnCall, out.Substitutes = e.Group.Name, e.Group.Members, wireOnCall(e.Group.OnCall), e.Group.Substitutes
 	}
 	if e.Person != nil {
 		out.Name, out.IDs, out.Owns, out.Slack = e.Person.Name, e.Person.IDs, e.Person.Owns, e.Person.Slack
@@ -179,8 +179,8 @@ func editOf(in api.ChangeSpec) (approval.Edit, error) {
 	case approval.EditPolicySet:
 		e.YAML, back.YAML = in.YAML, in.YAML
 	case approval.EditGroupSet:
-		e.Group = &approval.Group{Name: in.Name, Members: list(in.Members), OnCall: onCallOf(in.OnCall)}
-		back.Name, back.Members, back.OnCall = in.Name, in.Members, in.OnCall
+		e.Group = &approval.Group{Name: in.Name, Members: list(in.Members), OnCall: onCallOf(in.OnCall), Substitutes: in.Substitutes}
+		back.Name, back.Members, back.OnCall, back.Substitutes = in.Name, in.Members, in.OnCall, in.Substitutes
 	case approval.EditPersonSet:
 		e.Person = &approval.Person{Name: in.Name, IDs: list(in.IDs), Owns: list(in.Owns), Slack: in.Slack}
 		back.Name, back.IDs, back.Owns, back.Slack = in.Name, in.IDs, in.Owns, in.Slack
@@ -192,7 +192,7 @@ func editOf(in api.ChangeSpec) (approval.Edit, error) {
 		return e, api.NewProblem(api.CodeInvalid, "change.kind: unknown", "see /openapi.json")
 	}
 	if back.YAML != in.YAML || back.Name != in.Name || back.Subject != in.Subject || back.Slack != in.Slack || back.OnCall != in.OnCall ||
-		len(back.Members) != len(in.Members) || len(back.IDs) != len(in.IDs) || len(back.Owns) != len(in.Owns) {
+		len(back.Members) != len(in.Members) || len(back.Substitutes) != len(in.Substitutes) || len(back.IDs) != len(in.IDs) || len(back.Owns) != len(in.Owns) {
 		return e, api.NewProblem(api.CodeInvalid, "change: a field that "+in.Kind+" does not have", "see /openapi.json")
 	}
 	return e, nil

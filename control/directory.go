@@ -69,8 +69,15 @@ func (b backend) Persons(ctx context.Context, call api.Call) (out api.Persons, e
 		if err != nil {
 			return err
 		}
+		away, err := s.Away()
+		if err != nil {
+			return err
+		}
 		out = api.Persons{Revision: c.DirectoryRevision, Persons: mapped(persons, func(p approval.Person) api.Person {
-			return api.Person{Name: p.Name, IDs: list(p.IDs), Owns: list(p.Owns), Groups: list(s.GroupsOf(p.Name)), Slack: p.Slack}
+			return api.Person{
+				Name: p.Name, IDs: list(p.IDs), Owns: list(p.Owns), Groups: list(s.GroupsOf(p.Name)), Slack: p.Slack,
+				Away: mapped(away[p.Name], wireStandIn),
+			}
 		})}
 		return nil
 	})

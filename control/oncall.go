@@ -173,9 +173,10 @@ func worthSaying(d approval.Duty, body approval.SetDuty, now time.Time, every ti
 
 // wireGroup shows a group, and who is in it now.
 func wireGroup(s approval.State, g approval.Group) (api.Group, error) {
-	out := api.Group{Name: g.Name, Members: list(g.Members), OnCall: wireOnCall(g.OnCall)}
-	if g.OnCall == nil {
-		return out, nil
+	out := api.Group{Name: g.Name, Members: list(g.Members), OnCall: wireOnCall(g.OnCall), Substitutes: g.Substitutes}
+	ins, err := s.StandIns(g.Name)
+	if out.StandIns = mapped(ins, wireStandIn); err != nil || g.OnCall == nil {
+		return out, err
 	}
 	now, err := s.Counting(g)
 	if err != nil {

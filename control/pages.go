@@ -38,7 +38,7 @@ func weighGrant(g approval.Grant) weight {
 func weighChange(c approval.Change) weight {
 	w := weight{c.ID, len(c.Edit.YAML) + weighDecisions(c.Decisions)}
 	if c.Edit.Group != nil {
-		w.bytes += weighTexts(c.Edit.Group.Members)
+		w.bytes += weighTexts(c.Edit.Group.Members) + weighTexts(c.Edit.Group.Substitutes)
 	}
 	if c.Edit.Person != nil {
 		w.bytes += weighTexts(slices.Concat(c.Edit.Person.IDs, c.Edit.Person.Owns))

@@ -45,6 +45,7 @@ type Backend interface {
 	GrantBackend
 	ChangeBackend
 	DirectoryBackend
+	StandInBackend
 	TrustBackend
 	MemberBackend
 	EmergencyBackend

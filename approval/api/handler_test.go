@@ -91,7 +91,7 @@ func TestOpenAPIIsCurrent(t *testing.T) {
 	for _, p := range doc.Paths {
 		operations += len(p)
 	}
-	if doc.OpenAPI != "3.1.0" || operations != 56 {
+	if doc.OpenAPI != "3.1.0" || operations != 58 {
 		t.Errorf("OpenAPI %s with %d operations", doc.OpenAPI, operations)
 	}
 	w := call(newHandler(t, newFake()), httptest.NewRequest(http.MethodGet, "/openapi.json", nil))

@@ -101,6 +101,7 @@ func (h *Handler) routes(r *registrar) {
 	h.grantRoutes(r)
 	h.changeRoutes(r)
 	h.directoryRoutes(r)
+	h.standInRoutes(r)
 	h.trustRoutes(r)
 	h.memberRoutes(r)
 	h.emergencyRoutes(r)

@@ -284,8 +284,10 @@ type Groups struct {
 
 // Group is a named set of persons.
 type Group struct {
-	Name    string   `json:"name"`
-	Members []string `json:"members" doc:"names of persons"`
+	Name        string    `json:"name"`
+	Members     []string  `json:"members" doc:"names of persons"`
+	Substitutes []string  `json:"substitutes,omitempty" doc:"names of persons who may stand in for members"`
+	StandIns    []StandIn `json:"stand_ins,omitempty" doc:"who does now"`
 
 	OnCall *OnCall    `json:"on_call,omitempty" doc:"how members take turns; absent: all are in it all the time"`
 	Now    []string   `json:"now,omitempty" doc:"of a group in which members take turns: who is in it now; absent: nobody"`
@@ -300,11 +302,12 @@ type Persons struct {
 
 // Person is who is behind one or more SPIFFE IDs.
 type Person struct {
-	Name   string   `json:"name"`
-	IDs    []string `json:"ids" doc:"SPIFFE IDs that are this person"`
-	Owns   []string `json:"owns" doc:"SPIFFE IDs, or patterns ending in /* or /**, of workloads that this person answers for"`
-	Groups []string `json:"groups"`
-	Slack  string   `json:"slack,omitempty" doc:"account, TEAM/USER, that may decide for this person where the policy lets it"`
+	Name   string    `json:"name"`
+	IDs    []string  `json:"ids" doc:"SPIFFE IDs that are this person"`
+	Owns   []string  `json:"owns" doc:"SPIFFE IDs, or patterns ending in /* or /**, of workloads that this person answers for"`
+	Groups []string  `json:"groups" doc:"that the person counts in now"`
+	Away   []StandIn `json:"away,omitempty" doc:"who stands in for this person, in the groups in which they do not count meanwhile"`
+	Slack  string    `json:"slack,omitempty" doc:"account, TEAM/USER, that may decide for this person where the policy lets it"`
 }
 
 // WhoAmI says who the server takes the caller for.
@@ -383,6 +386,8 @@ type ChangeSpec struct {
 	Subject string   `json:"subject,omitempty" maxLength:"2048"`
 	Slack   string   `json:"slack,omitempty" maxLength:"65" doc:"of person.set: the person's account, TEAM/USER; absent: none"`
 	OnCall  *OnCall  `json:"on_call,omitempty" doc:"of group.set: how members take turns; absent: they do not"`
+
+	Substitutes []string `json:"substitutes,omitempty" maxItems:"100" nullable:"false" doc:"of group.set: persons who may stand in for members; absent: none"`
 }
 
 // ChangeInput is the body of POST /v1/changes.

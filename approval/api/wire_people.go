@@ -16,12 +16,20 @@ type Escalation struct {
 	EscalatedAt *time.Time    `json:"escalated_at,omitempty" doc:"since when they may; absent: they may not yet"`
 }
 
-// Enough says whether those that it was escalated to have approved it already, and
-// nobody has counted since: who approved does so once more.
+// Enough says whether those that it requires, or that it was escalated to, have approved it
+// already, and nobody has counted since: who approved does so once more. It comes about when
+// it is escalated, or when one who has approved is back from where another stood in for them.
 func (r Request) Enough() bool {
+	if r.State != RequestPending {
+		return false
+	}
 	e := r.Escalation
-	return e != nil && e.EscalatedAt != nil && r.State == RequestPending &&
-		!slices.ContainsFunc(e.Require, func(q Requirement) bool { return q.Given < q.Approvals })
+	return given(r.Require) || e != nil && e.EscalatedAt != nil && given(e.Require)
+}
+
+// given says whether there is nothing missing of what is required.
+func given(require []Requirement) bool {
+	return len(require) > 0 && !slices.ContainsFunc(require, func(q Requirement) bool { return q.Given < q.Approvals })
 }
 
 // Deciders are all requirements of which a group may decide on the request now.

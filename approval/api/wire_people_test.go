@@ -27,4 +27,9 @@ func TestEnough(t *testing.T) {
 			t.Errorf("%s: %t", what, got)
 		}
 	}
+	for given, want := range map[int]bool{0: false, 1: true} {
+		if got := (api.Request{State: api.RequestPending, Require: leads(given)}).Enough(); got != want {
+			t.Errorf("%d of what it requires: %t", given, got)
+		}
+	}
 }

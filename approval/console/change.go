@@ -147,7 +147,8 @@ func changeStanding(me api.WhoAmI, ch api.Change) standing {
 	return s
 }
 
-// sides are what is in force and what would be, as text.
+// sides are what is in force and what would be, as text. Of a group that is its members: who stands in for one is
+// in it in another way, and would seem to be put out of it.
 func sides(s api.ChangeSpec, policy api.Policy, persons api.Persons, groups api.Groups) (before, after string) {
 	switch s.Kind {
 	case api.ChangePolicySet:
@@ -155,10 +156,10 @@ func sides(s api.ChangeSpec, policy api.Policy, persons api.Persons, groups api.
 	case api.ChangeGroupSet, api.ChangeGroupDelete:
 		for _, g := range groups.Groups {
 			if g.Name == s.Name {
-				before = groupLines(g.Members, g.OnCall)
+				before = groupLines(g.Members, g.OnCall) + listing("substitute", g.Substitutes)
 			}
 		}
-		return before, groupLines(s.Members, s.OnCall)
+		return before, groupLines(s.Members, s.OnCall) + listing("substitute", s.Substitutes)
 	case api.ChangePersonSet, api.ChangePersonDelete:
 		for _, p := range persons.Persons {
 			if p.Name == s.Name {

@@ -32,7 +32,7 @@ func TestChangePages(t *testing.T) {
 		}),
 		policyChange(func(ch *api.Change) { ch.ID, ch.State = "done", api.ChangeApplied }),
 		policyChange(func(ch *api.Change) {
-			ch.ID, ch.Change = "group", api.ChangeSpec{Kind: api.ChangeGroupSet, Name: "owners", Members: []string{"bob", "dana"}}
+			ch.ID, ch.Change = "group", api.ChangeSpec{Kind: api.ChangeGroupSet, Name: "owners", Members: []string{"bob", "dana"}, Substitutes: []string{"erin"}}
 		}),
 		policyChange(func(ch *api.Change) {
 			ch.ID, ch.Change = "person", api.ChangeSpec{Kind: api.ChangePersonSet, Name: "alice", IDs: []string{id("alice"), id("alice-phone")}, Owns: []string{"spiffe://acme.test/job/*"}}
@@ -44,6 +44,7 @@ func TestChangePages(t *testing.T) {
 			ch.ID, ch.Change = "unblock", api.ChangeSpec{Kind: api.ChangeSubjectUnblock, Subject: id("mallory")}
 		}),
 	}
+	b.substitutes = map[string][]string{"owners": {"alice"}}
 	b.cluster = api.Cluster{Blocked: []api.Block{{Subject: id("mallory"), Reason: "a lost laptop"}}}
 	who := b.signIn(t)
 	wants(t, who.get("/changes/p1"), http.StatusOK, "You are no admin", "of the policy", "<ins>+ rules: [{name: &lt;script&gt;alert(1)&lt;/script&gt;}]</ins>", "<del>- rules: []</del>", "  version: 1")
@@ -57,7 +58,7 @@ func TestChangePages(t *testing.T) {
 	}
 	wants(t, who.get("/changes/stale"), http.StatusOK, "Look twice", "written against revision 2")
 	wants(t, who.get("/changes/voted"), http.StatusOK, "You have approved it already.", "You approved this", ">Deny<")
-	wants(t, who.get("/changes/group"), http.StatusOK, "of <bdi>the group owners", "<del>- member carol</del>", "<ins>+ member dana</ins>", "  member bob")
+	wants(t, who.get("/changes/group"), http.StatusOK, "of <bdi>the group owners", "<del>- member carol</del>", "<ins>+ member dana</ins>", "  member bob", "<del>- substitute alice</del>", "<ins>+ substitute erin</ins>")
 	wants(t, who.get("/changes/person"), http.StatusOK, "<ins>+ identity "+id("alice-phone"), "  identity "+id("alice"), "answers for spiffe://acme.test/job/*")
 	wants(t, who.get("/changes/gone"), http.StatusOK, "<del>- identity "+id("alice"))
 	wants(t, who.get("/changes/unblock"), http.StatusOK, "it was blocked because: <bdi>a lost laptop", "<del>- blocked "+id("mallory"))

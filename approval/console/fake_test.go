@@ -26,21 +26,22 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // fakeAPI answers what a test put into it, and remembers what was decided. What the cluster
 // really says is asked of a real one, in cluster_test.go.
 type fakeAPI struct {
-	mu       sync.Mutex
-	me       api.WhoAmI
-	persons  []api.Person
-	policy   api.Policy
-	cluster  api.Cluster
-	requests []api.Request
-	grants   []api.Grant
-	changes  []api.Change
-	entries  []string
-	err      error // of every call but WhoAmI
-	filters  []api.Filter
-	decided  []api.DecisionInput
-	revoked  []string
-	tried    []api.RequestInput
-	found    []api.ServiceFilter
+	mu          sync.Mutex
+	me          api.WhoAmI
+	substitutes map[string][]string // of groups
+	persons     []api.Person
+	policy      api.Policy
+	cluster     api.Cluster
+	requests    []api.Request
+	grants      []api.Grant
+	changes     []api.Change
+	entries     []string
+	err         error // of every call but WhoAmI
+	filters     []api.Filter
+	decided     []api.DecisionInput
+	revoked     []string
+	tried       []api.RequestInput
+	found       []api.ServiceFilter
 
 	services     []api.Service
 	moreServices string // cursor
@@ -91,17 +92,17 @@ func (f *fakeAPI) Persons(context.Context, ...api.CallOption) (out api.Persons, 
 	return out, err
 }
 
-// Groups are those that persons are in.
+// Groups has as members those whose groups say so, and the fake's own groups beside them.
 func (f *fakeAPI) Groups(context.Context, ...api.CallOption) (out api.Groups, err error) {
 	err = f.with(func() {
-		members := map[string][]string{}
+		in := map[string][]string{}
 		for _, p := range f.persons {
 			for _, g := range p.Groups {
-				members[g] = append(members[g], p.Name)
+				in[g] = append(in[g], p.Name)
 			}
 		}
-		for name, all := range members {
-			out.Groups = append(out.Groups, api.Group{Name: name, Members: all})
+		for name, members := range in {
+			out.Groups = append(out.Groups, api.Group{Name: name, Members: members, Substitutes: f.substitutes[name]})
 		}
 	})
 	return out, err

@@ -62,7 +62,35 @@ func (p people) stakes(r api.Request) map[string]string {
 	add("would get the access", p.byID[r.Subject])
 	add("answer for who would get the access", p.owners(r.Subject)...)
 	add("answer for who asked", p.owners(r.Requester)...)
+	p.standIns(out)
 	return out
+}
+
+// standIns adds who stands in for somebody with a part in it: they have that part, too.
+func (p people) standIns(parts map[string]string) {
+	for more := true; more; {
+		more = false
+		for _, one := range p.all {
+			for _, in := range one.Away {
+				if parts[one.Name] != "" && parts[in.By] == "" {
+					parts[in.By], more = "stand in for "+one.Name+", who has a part in it", true
+				}
+			}
+		}
+	}
+}
+
+// away says who decides in one's place; "" where nobody does.
+func (p people) away(person string, require []api.Requirement) string {
+	for _, one := range p.all {
+		for _, in := range one.Away {
+			if one.Name == person && inAny([]string{in.Group}, require) {
+				return in.By + " stands in for you in " + in.Group + " until " + in.Until.UTC().Format("2006-01-02 15:04") +
+					" UTC. To decide yourself, end that first: hallpass group stand-in end " + in.Group
+			}
+		}
+	}
+	return ""
 }
 
 // standing says whether one may decide on a request, as far as can be told from
@@ -87,6 +115,8 @@ func (p people) standing(me api.WhoAmI, r api.Request) standing {
 		s.Why = "You " + part + ". Who has a part in a request never decides on it."
 	case !inAny(me.Groups, r.Deciders()) && r.Escalation != nil && r.Escalation.At != nil && inAny(me.Groups, r.Escalation.Require):
 		s.Why = "You may decide on it from " + r.Escalation.At.UTC().Format("15:04:05") + " UTC on, if nobody has by then. Until then it is for " + groupNames(r.Require) + "."
+	case !inAny(me.Groups, r.Deciders()) && p.away(me.Person, r.Deciders()) != "":
+		s.Why = p.away(me.Person, r.Deciders())
 	case !inAny(me.Groups, r.Deciders()):
 		s.Why = "You are in none of the groups that must approve: " + groupNames(r.Deciders()) + "."
 	case approvedBy(r, me.Person) != nil && !r.Enough():

@@ -352,11 +352,23 @@ func TestHeadlines(t *testing.T) {
 		{approval.KindCancelRequest, `{}`, "user/alice withdraws the request of payments for user/alice"},
 		{approval.KindEscalateRequest, `{}`, "payments for user/alice is escalated: nobody has decided on it in time"},
 		{approval.KindRevokeGrant, `{}`, "user/alice revokes payments for user/alice"},
+		{approval.KindTick, `{"stand_ins":[{"group":"owners","for":"bob","by":"dave"}]}`, "expired: 0 requests, 0 grants, 0 changes, 1 who stood in for others"},
 	} {
 		d := delivery()
 		d.Kind, d.Details = c.kind, json.RawMessage(c.details)
 		if got := d.words().title; got != c.want {
 			t.Errorf("%s %s: %q, want %q", c.kind, c.details, got, c.want)
+		}
+	}
+	const standIn = `{"by":"dave","for":"bob","until":"2026-03-04T09:00:00.000Z","reason":"on holiday"}`
+	for kind, want := range map[approval.Kind]string{
+		approval.KindNameStandIn: "dave stands in for bob in owners, until 2026-03-04T09:00:00.000Z",
+		approval.KindEndStandIn:  "bob is back in owners, for whom dave stood in: ended by user/alice",
+	} {
+		d := delivery()
+		d.Kind, d.Details, d.Object, d.Request = kind, json.RawMessage(standIn), "owners", nil
+		if got := d.words().title; got != want {
+			t.Errorf("%s: %q, want %q", kind, got, want)
 		}
 	}
 }

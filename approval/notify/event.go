@@ -59,7 +59,11 @@ func (e Entry) keys() []string {
 	if err := json.Unmarshal(e.Details, &ended); err != nil {
 		return nil
 	}
-	return append(append(ended.Requests, ended.Grants...), ended.Changes...)
+	keys := append(append(ended.Requests, ended.Grants...), ended.Changes...)
+	for _, in := range ended.StandIns {
+		keys = append(keys, in.Group)
+	}
+	return keys
 }
 
 // About are the ids of what the entry is about, with the grants that ended by it: of who

@@ -67,7 +67,7 @@ const (
 // DefaultEvents are what a target is told if its configuration does not say: what
 // people wait for, and what takes access away.
 func DefaultEvents() []string {
-	return []string{"request.*", "review.*", "grant.revoke", "grant.return", "subject.block", "change.*", "tick"}
+	return []string{"request.*", "review.*", "grant.revoke", "grant.return", "subject.block", "change.*", "group.stand_in", "group.stand_in.end", "tick"}
 }
 
 // FieldError says which field of a target is wrong: as the configuration file spells it.

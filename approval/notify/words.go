@@ -28,22 +28,26 @@ type field struct{ name, value string }
 
 // details are what entries' details have in common, as far as messages tell it.
 type details struct {
-	Decision    string      `json:"decision"`
-	Person      string      `json:"person"`
-	Comment     string      `json:"comment"`
-	Slack       string      `json:"slack"` // account whose button it was; person says whose that is
-	Reason      string      `json:"reason"`
-	State       string      `json:"state"`
-	Service     string      `json:"service"`
-	Permissions []string    `json:"permissions"`
-	DurationMS  int64       `json:"duration_ms"`
-	Requests    []string    `json:"requests"` // of a tick, as are the next
-	Escalation  *escalation `json:"escalation"`
-	BreakGlass  *struct{}   `json:"break_glass"` // nil: the approvals that it requires were, or are, waited for
-	Grants      []string    `json:"grants"`
-	Changes     []string    `json:"changes"`
-	Persons     []string    `json:"persons"` // who is on call
-	Lapsed      string      `json:"lapsed"`  // who counts instead
+	Decision    string             `json:"decision"`
+	Person      string             `json:"person"`
+	Comment     string             `json:"comment"`
+	Slack       string             `json:"slack"` // account whose button it was; person says whose that is
+	Reason      string             `json:"reason"`
+	State       string             `json:"state"`
+	Service     string             `json:"service"`
+	Permissions []string           `json:"permissions"`
+	DurationMS  int64              `json:"duration_ms"`
+	Requests    []string           `json:"requests"` // of a tick, as are the next
+	Escalation  *escalation        `json:"escalation"`
+	BreakGlass  *struct{}          `json:"break_glass"` // nil: the approvals that it requires were, or are, waited for
+	Grants      []string           `json:"grants"`
+	Changes     []string           `json:"changes"`
+	Persons     []string           `json:"persons"` // who is on call
+	Lapsed      string             `json:"lapsed"`  // who counts instead
+	By          string             `json:"by"`      // who stands in, for the next, until then
+	For         string             `json:"for"`
+	Until       string             `json:"until"`
+	StandIns    []approval.StandIn `json:"stand_ins"` // that ran out
 }
 
 // escalation says who may decide on a request in place of others.
@@ -105,6 +109,9 @@ func (e Event) words() message {
 		add("grants that ended with it", strings.Join(d.Grants, "\n"))
 	}
 	add("expired changes", strings.Join(d.Changes, "\n"))
+	for _, in := range d.StandIns {
+		add("is back", in.For+" in "+in.Group+", for whom "+in.By+" stood in")
+	}
 	add("cluster", e.Cluster)
 	add("at", e.Time.UTC().Format(time.RFC3339))
 	return m
@@ -136,6 +143,13 @@ func (e Event) headline(d details) string {
 		text = who + " tries whether messages arrive"
 	case e.Kind == approval.KindTick:
 		text = fmt.Sprintf("expired: %d requests, %d grants, %d changes", len(d.Requests), len(d.Grants), len(d.Changes))
+		if len(d.StandIns) > 0 {
+			text += fmt.Sprintf(", %d who stood in for others", len(d.StandIns))
+		}
+	case e.Kind == approval.KindNameStandIn:
+		text = d.By + " stands in for " + d.For + " in " + e.Object + ", until " + d.Until
+	case e.Kind == approval.KindEndStandIn:
+		text = d.For + " is back in " + e.Object + ", for whom " + d.By + " stood in: ended by " + who
 	case e.Kind == approval.KindSetDuty && d.Lapsed != "":
 		text = "who is on call in " + e.Object + " is not known any more: " + d.Lapsed + " of it count"
 	case e.Kind == approval.KindSetDuty && len(d.Persons) == 0:

@@ -17,9 +17,9 @@ func addBase(cmd *cobra.Command, base *uint64) {
 func (a *app) newGroupCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "group",
-		Short: "Groups of persons: list, set, delete",
+		Short: "Groups of persons: list, set, delete, stand-in",
 	}
-	var members []string
+	var members, substitutes []string
 	var turns turnFlags
 	var base uint64
 	list := &cobra.Command{
@@ -33,33 +33,34 @@ func (a *app) newGroupCommand() *cobra.Command {
 					return err
 				}
 				return a.print(g, func(w *tabular) {
-					w.row("GROUP", "MEMBERS", "IN IT NOW", "UNTIL")
+					w.row("GROUP", "MEMBERS", "IN IT NOW", "UNTIL", "SUBSTITUTES", "AWAY")
 					for _, group := range g.Groups {
 						until := ""
 						if group.Until != nil {
 							until = w.when(*group.Until)
 						}
-						w.row(group.Name, strings.Join(group.Members, ", "), inItNow(group), until)
+						w.row(group.Name, strings.Join(group.Members, ", "), inItNow(group), until, strings.Join(group.Substitutes, ", "), strings.Join(away(w, group), ", "))
 					}
 				})
 			})
 		},
 	}
 	set := &cobra.Command{
-		Use:   "set NAME --member PERSON [--member …]",
-		Short: "Propose a group with exactly these members, all in it or by turns",
+		Use:   "set NAME --member PERSON [--member …] [--substitute PERSON …]",
+		Short: "Propose a group with exactly these members, all in it or by turns, and these substitutes",
 		Args:  exactArgs("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			onCall, err := turns.onCall(cmd)
 			if err != nil {
 				return err
 			}
-			spec := api.ChangeSpec{Kind: api.ChangeGroupSet, Name: args[0], Members: members, OnCall: onCall}
+			spec := api.ChangeSpec{Kind: api.ChangeGroupSet, Name: args[0], Members: members, OnCall: onCall, Substitutes: substitutes}
 			return a.propose(cmd.Context(), spec, base)
 		},
 	}
 	set.Flags().StringArrayVar(&members, "member", nil, "name of a `person`; repeat for more")
 	turns.add(set)
+	set.Flags().StringArrayVar(&substitutes, "substitute", nil, "name of a `person` who may stand in for members; repeat for more (default nobody)")
 	remove := &cobra.Command{
 		Use:   "delete NAME",
 		Short: "Propose to delete a group",
@@ -70,7 +71,7 @@ func (a *app) newGroupCommand() *cobra.Command {
 	}
 	addBase(set, &base)
 	addBase(remove, &base)
-	cmd.AddCommand(list, set, remove)
+	cmd.AddCommand(list, set, remove, a.newStandInCommand())
 	return cmd
 }
 

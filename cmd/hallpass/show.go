@@ -148,6 +148,7 @@ func specFields(w *tabular, s api.ChangeSpec) {
 	case api.ChangeGroupSet:
 		w.field("members", listed(s.Members))
 		w.field("on call", s.OnCall.Words())
+		w.field("substitutes", listed(s.Substitutes))
 	case api.ChangePersonSet:
 		w.field("ids", listed(s.IDs))
 		w.field("answers for", listed(s.Owns))
