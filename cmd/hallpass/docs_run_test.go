@@ -237,9 +237,9 @@ func (p *pagesRun) changes(t *testing.T) {
 	}
 	now := p.desk.run(t, "hallpass group list -o json | jq -c '.groups[] | [.name, (.now | length), .until != null]'")
 	wants(t, now, `["on-call",1,true]`, `["desk",0,false]`)
-	p.desk.run(t, p.page(t, "policy.md substitutes"))
+	p.desk.run(t, p.page(t, "operations.md substitutes"))
 	p.approvePending(t)
-	wants(t, p.desk.run(t, p.page(t, "policy.md stand-in")), "carol stands in for bob in payments-owners until", "bob (carol stands in until", "bob counts in payments-owners again")
+	wants(t, p.desk.run(t, p.page(t, "operations.md stand-in")), "carol stands in for bob in payments-owners until", "bob (carol stands in until", "bob counts in payments-owners again")
 	if left := p.desk.run(t, "hallpass person list; hallpass group list"); strings.Contains(left, "mallory") || strings.Contains(left, "contractors") {
 		t.Errorf("not deleted:\n%s", left)
 	}
