@@ -13,7 +13,7 @@ import (
 const farAway = math.MaxInt64
 
 // queuePage is how many requests a page of the queue has.
-const queuePage = 100
+const queuePage = 50
 
 // queued is a request in the queue.
 type queued struct {
@@ -41,7 +41,7 @@ func (c *Console) queue(v visit) (view, error) {
 	var glasses api.RequestList
 	err := together(func() (err error) {
 		if f.Cursor == "" {
-			glasses, err = v.api.OpenReviews(v.Context(), api.Filter{Page: api.Page{Limit: queuePage}})
+			glasses, err = v.api.OpenReviews(v.Context(), api.Filter{Page: api.Page{Limit: listPage}})
 		}
 		if errors.Is(err, api.ErrNotFound) {
 			return nil // a node of an earlier release, of which no glass is broken
@@ -55,7 +55,7 @@ func (c *Console) queue(v visit) (view, error) {
 		return err
 	}, func() (err error) {
 		if v.me.Admin {
-			proposed, err = v.api.Changes(v.Context(), api.ChangePending, api.Page{Limit: queuePage})
+			proposed, err = v.api.Changes(v.Context(), api.ChangePending, api.Page{Limit: listPage})
 		}
 		return err
 	})

@@ -34,7 +34,7 @@ func TestQueue(t *testing.T) {
 	if !slices.IsSorted(order) || order[0] < 0 {
 		t.Errorf("sections and requests at %v:\n%s", order, got.body)
 	}
-	if want := (api.Filter{State: "pending", Page: api.Page{Limit: 100}}); b.filters[0] != want {
+	if want := (api.Filter{State: "pending", Page: api.Page{Limit: 50}}); b.filters[0] != want {
 		t.Errorf("asked for %+v", b.filters[0])
 	}
 }

@@ -10,12 +10,13 @@ import (
 
 // people says who is behind which SPIFFE ID, as the directory has it now.
 type people struct {
-	all  []api.Person
-	byID map[string]string
+	all   []api.Person
+	byID  map[string]string
+	owned map[string][]string // what owners has found: a page asks for the same ones row by row
 }
 
 func newPeople(p api.Persons) people {
-	out := people{all: p.Persons, byID: make(map[string]string)}
+	out := people{all: p.Persons, byID: make(map[string]string), owned: make(map[string][]string)}
 	for _, one := range p.Persons {
 		for _, id := range one.IDs {
 			out.byID[id] = one.Name
@@ -25,12 +26,17 @@ func newPeople(p api.Persons) people {
 }
 
 // owners are the persons who answer for a SPIFFE ID.
-func (p people) owners(id string) (names []string) {
+func (p people) owners(id string) []string {
+	if names, found := p.owned[id]; found {
+		return names
+	}
+	var names []string
 	for _, one := range p.all {
 		if slices.ContainsFunc(one.Owns, func(pattern string) bool { return covers(pattern, id) }) {
 			names = append(names, one.Name)
 		}
 	}
+	p.owned[id] = names
 	return names
 }
 
