@@ -7,11 +7,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -38,15 +41,15 @@ func soakNumber(t *testing.T, name string, def int) int {
 	return n
 }
 
-// files raises the limit of open files to what n connections take, of which this
-// process holds both ends.
+// allowFiles raises the limit of open files to what n connections take, of which a
+// process holds one end.
 func allowFiles(t *testing.T, n int) {
 	t.Helper()
 	var lim syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &lim); err != nil {
 		t.Fatal(err)
 	}
-	need := uint64(2*n + 2000)
+	need := uint64(n + 2000)
 	if lim.Max < need {
 		t.Fatalf("at most %d files may be open, and %d idle connections take %d: raise the hard limit or set SOAK_IDLE", lim.Max, n, need)
 	}
@@ -59,18 +62,28 @@ func allowFiles(t *testing.T, n int) {
 // soaker drives one proxy and counts what became of it.
 type soaker struct {
 	*env
-	cert        tls.Certificate
-	source      atomic.Uint32
+	visitor
 	requests    int // records of the access log so far
 	connections int
 }
 
+// visitor connects to the proxy at addr with a grant.
+type visitor struct {
+	addr   string
+	cert   tls.Certificate
+	roots  *x509.CertPool
+	source atomic.Uint32
+}
+
 // dialOnce connects from one of many addresses of loopback: each has 28,000 ports,
 // and a closed connection keeps its port for a minute.
-func (s *soaker) dialOnce(ctx context.Context, protocol string) (*tls.Conn, error) {
-	from := byte(s.source.Add(1)%250) + 2
-	d := tls.Dialer{NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, from)}, Timeout: time.Minute}, Config: s.tlsConfig(s.cert, protocol)}
-	c, err := d.DialContext(ctx, "tcp", s.addr)
+func (v *visitor) dialOnce(ctx context.Context, protocol string) (*tls.Conn, error) {
+	from := byte(v.source.Add(1)%250) + 2
+	d := tls.Dialer{
+		NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, from)}, Timeout: time.Minute},
+		Config:    &tls.Config{RootCAs: v.roots, ServerName: "localhost", NextProtos: []string{protocol}, Certificates: []tls.Certificate{v.cert}, MinVersion: tls.VersionTLS13},
+	}
+	c, err := d.DialContext(ctx, "tcp", v.addr)
 	if err != nil {
 		return nil, err
 	}
@@ -126,37 +139,82 @@ func getHTTP2(s *h2session) error {
 	}
 }
 
-// idle opens n connections, every other one HTTP/2, each of which has carried a request.
+// idlers is what TestSoakIdlers is told of whom to connect to, and as whom.
+type idlers struct {
+	N     int
+	Addr  string
+	Root  []byte
+	Chain [][]byte
+	Key   []byte // PKCS #8
+}
+
+// idle has another process open n connections, and returns once all are there. The other
+// ends are no part of what the proxy holds, of memory or of open files.
 func (s *soaker) idle(n int) (closeAll func()) {
 	s.t.Helper()
-	conns := make([]net.Conn, 0, n)
-	for i := range n {
-		if i%2 == 0 {
-			c, err := s.dialOnce(s.t.Context(), "http/1.1")
-			if err != nil {
-				s.t.Fatalf("connection %d: %v", i, err)
-			}
-			if err := get(c); err != nil {
-				s.t.Fatalf("connection %d: %v", i, err)
-			}
-			conns = append(conns, c)
-			continue
-		}
-		c, err := s.dialOnce(s.t.Context(), "h2")
+	key, err := x509.MarshalPKCS8PrivateKey(s.cert.PrivateKey)
+	s.must(err)
+	cmd := exec.CommandContext(s.t.Context(), os.Args[0], "-test.run", "^TestSoakIdlers$", "-test.timeout", "4h") //nolint:gosec // ourselves
+	cmd.Env = append(os.Environ(), "SOAK_IDLERS=1")
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	s.must(err)
+	out, err := cmd.StdoutPipe()
+	s.must(err)
+	s.must(cmd.Start())
+	s.must(json.NewEncoder(in).Encode(idlers{N: n, Addr: s.visitor.addr, Root: s.pki.idRoot.cert.Raw, Chain: s.cert.Certificate, Key: key}))
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && lines.Text() != idlersReady {
+		s.t.Log(lines.Text())
+	}
+	if lines.Text() != idlersReady {
+		s.t.Fatalf("the idle connections are not there: %v", errors.Join(lines.Err(), cmd.Wait()))
+	}
+	return func() { s.must(errors.Join(in.Close(), cmd.Wait())) }
+}
+
+const idlersReady = "all are there"
+
+// TestSoakIdlers is TestSoak's other process: it opens connections, every other one HTTP/2,
+// has each carry a request, and holds them until its input ends.
+func TestSoakIdlers(t *testing.T) {
+	if os.Getenv("SOAK_IDLERS") == "" {
+		t.Skip("TestSoak starts it")
+	}
+	var told idlers
+	in := json.NewDecoder(os.Stdin)
+	if err := in.Decode(&told); err != nil {
+		t.Fatal(err)
+	}
+	allowFiles(t, told.N)
+	key, err := x509.ParsePKCS8PrivateKey(told.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := x509.ParseCertificate(told.Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &visitor{addr: told.Addr, cert: tls.Certificate{Certificate: told.Chain, PrivateKey: key}, roots: x509.NewCertPool()}
+	v.roots.AddCert(root)
+	for i := range told.N {
+		protocol := [...]string{"http/1.1", "h2"}[i%2]
+		c, err := v.dialOnce(t.Context(), protocol)
 		if err != nil {
-			s.t.Fatalf("connection %d: %v", i, err)
+			t.Fatalf("connection %d: %v", i, err)
 		}
-		h2 := newH2Session(s.t, c)
-		if err := getHTTP2(h2); err != nil {
-			s.t.Fatalf("connection %d: %v", i, err)
+		if protocol == "h2" {
+			err = getHTTP2(newH2Session(t, c))
+		} else {
+			err = get(c)
 		}
-		conns = append(conns, c)
+		if err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+		defer func() { _ = c.Close() }() // the proxy has ended it by then
 	}
-	return func() {
-		for _, c := range conns {
-			_ = c.Close() // the proxy has ended it by then
-		}
-	}
+	_, _ = os.Stdout.WriteString(idlersReady + "\n") // who reads it waits for it
+	_, _ = io.Copy(io.Discard, os.Stdin)             // its end is all there is to hear
 }
 
 // sequential opens n connections one after the other in each of a few lanes; each
@@ -187,6 +245,13 @@ func (s *soaker) sequential(n int) {
 	case err := <-failed:
 		s.t.Fatal(err)
 	default:
+	}
+}
+
+func (s *soaker) must(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
 	}
 }
 
@@ -260,11 +325,12 @@ func TestSoak(t *testing.T) {
 		s.Limits.IdleTimeout = 24 * time.Hour
 		s.Drain.Shutdown = time.Minute
 	}})}
-	s.cert = s.pki.grant(24*time.Hour, "GET /a")
+	s.cert, s.visitor.addr, s.roots = s.pki.grant(24*time.Hour, "GET /a"), s.env.addr, x509.NewCertPool()
+	s.roots.AddCert(s.pki.idRoot.cert)
 	empty := liveHeap()
 	began := time.Now()
 	closeAll := s.idle(idle)
-	t.Logf("%d idle connections in %s: %d KB of heap each, both ends", idle, time.Since(began).Round(time.Millisecond), (liveHeap()-empty)>>10/uint64(idle))
+	t.Logf("%d idle connections in %s: %d KB of heap each", idle, time.Since(began).Round(time.Millisecond), (liveHeap()-empty)>>10/uint64(idle))
 	var heap uint64
 	var running, open int
 	for tenth := range 10 {
