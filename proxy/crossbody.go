@@ -177,6 +177,8 @@ func (w *inflow) length(left int64) error {
 	if left == 0 {
 		return nil
 	}
+	// net/http keeps 4 KB of a body until the handler ends.
+	w.x.whole = left <= int64(len(w.rest)) && left <= 4<<10 && w.flusher == nil
 	err := w.first()
 	for ; err == nil; err = w.fill() {
 		n := min(left, int64(len(w.rest)))

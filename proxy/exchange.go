@@ -41,6 +41,7 @@ type exchange struct {
 	in     atomic.Int64 // of a tunnel
 	abort  bool         // the connection or stream must break off, lest a cut answer look whole
 	silent bool         // counted as missed; not recorded
+	whole  bool         // all of a small answer to HTTP/2 lies ready, and goes out when the handler ends
 }
 
 type connKey struct{}
@@ -237,5 +238,8 @@ func (x *exchange) finish() {
 	}
 	if x.abort {
 		panic(http.ErrAbortHandler)
+	}
+	if x.whole {
+		x.c.together.awaitMore(1) // the head, which is written next and then the body
 	}
 }

@@ -262,6 +262,14 @@ func (x *exchange) copyBody(res *http.Response) bool {
 	head := flushSoon(flusher)
 	n, rerr := res.Body.Read(*buf)
 	head.stop()
+	if n > 0 && flusher != nil && x.c.together != nil {
+		// The head for the first part of the body. Where that is a message of gRPC it waits for
+		// the trailers in its turn: it is nearly always the only one.
+		x.c.together.awaitMore(1)
+		if x.rec.protocol == "grpc" {
+			x.c.together.awaitMore(2)
+		}
+	}
 	for ; ; n, rerr = res.Body.Read(*buf) {
 		if n > 0 {
 			m, werr := x.w.Write((*buf)[:n])

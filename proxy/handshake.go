@@ -66,6 +66,10 @@ func (p *Proxy) welcome(ctx context.Context, raw net.Conn, web *web) {
 	}
 	c := p.newConn(ctx, sock, adm, started)
 	c.carries(t)
+	if c.carrier != nil || t.ConnectionState().NegotiatedProtocol == "h2" {
+		c.together = &together{to: raw}
+		sock.out = c.together
+	}
 	if err := p.live.enter(c, p.cfg.limits.perGrant); err != nil {
 		c.cancel(err)
 		p.turnedAway(ctx, raw, started, adm, err)
@@ -96,7 +100,7 @@ func farewell(raw net.Conn) {
 }
 
 func (p *Proxy) begin(c *conn, t *tls.Conn, web *web) {
-	if c.carrier != nil || t.ConnectionState().NegotiatedProtocol == "h2" {
+	if c.together != nil {
 		if !web.take(c, t) {
 			c.cut(reasonShutdown)
 		}

@@ -55,6 +55,7 @@ type options struct {
 	upstream string
 	edit     func(*Settings)
 	config   func(*Config)
+	listen   func(net.Listener) net.Listener // what is served in place of it; nil: itself
 }
 
 // settings writes certificate files into dir and gives the settings over them.
@@ -101,6 +102,9 @@ func start(t testing.TB, o options) *env {
 		t.Fatal(err)
 	}
 	e.addr = ln.Addr().String()
+	if o.listen != nil {
+		ln = o.listen(ln)
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	e.stop = stop
 	go func() {

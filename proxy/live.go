@@ -49,7 +49,8 @@ type conn struct {
 	requests atomic.Int64
 	closed   sync.Once
 	partings partings
-	atEnd    func() // runs once, when the socket closes
+	together *together // of HTTP/2, the connection's own; else nil
+	atEnd    func()    // runs once, when the socket closes
 
 	next  time.Time // the next moment live has to look at it
 	index int       // in live's heap
@@ -131,6 +132,8 @@ type socket struct {
 
 	head     []byte // read already, and to be read again; the reader's
 	askedTLS bool   // a Postgres client asked for TLS before it began; set before the handshake
+
+	out *together // set with c, of HTTP/2: what is written goes by it; nil: it goes at once
 }
 
 func (s *socket) Read(p []byte) (int, error) {
@@ -144,6 +147,13 @@ func (s *socket) Read(p []byte) (int, error) {
 		s.eof.Store(true)
 	}
 	return n, err
+}
+
+func (s *socket) Write(p []byte) (int, error) {
+	if s.out != nil {
+		return s.out.write(p)
+	}
+	return s.Conn.Write(p)
 }
 
 func (s *socket) Close() error {
