@@ -240,6 +240,6 @@ func (x *exchange) finish() {
 		panic(http.ErrAbortHandler)
 	}
 	if x.whole {
-		x.c.together.awaitMore(1) // the head, which is written next and then the body
+		x.c.together.awaitMore() // the head, which is written next and then the body
 	}
 }

@@ -263,12 +263,7 @@ func (x *exchange) copyBody(res *http.Response) bool {
 	n, rerr := res.Body.Read(*buf)
 	head.stop()
 	if n > 0 && flusher != nil && x.c.together != nil {
-		// The head for the first part of the body. Where that is a message of gRPC it waits for
-		// the trailers in its turn: it is nearly always the only one.
-		x.c.together.awaitMore(1)
-		if x.rec.protocol == "grpc" {
-			x.c.together.awaitMore(2)
-		}
+		x.c.together.awaitMore() // the head, for the part of the body that is flushed with it
 	}
 	for ; ; n, rerr = res.Body.Read(*buf) {
 		if n > 0 {

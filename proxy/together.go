@@ -7,11 +7,11 @@ import (
 	"time"
 )
 
-// togetherFor is for how long what is written waits for more at the longest.
-const togetherFor = time.Millisecond
+// togetherFor is for how long what is written waits for more at the longest, where that does not come.
+const togetherFor = 10 * time.Millisecond
 
 // together has the head of an HTTP/2 answer wait for its body, where that is at hand:
-// net/http writes each by itself, and a write takes more than all else that is done
+// net/http writes each by itself, and a write takes more than most else that is done
 // with a small answer.
 //
 // It waits for nothing that does not come: each part of an answer is written behind
@@ -19,7 +19,7 @@ const togetherFor = time.Millisecond
 // where there is none, because the stream was reset meanwhile, the time is short.
 type together struct {
 	to    net.Conn
-	await atomic.Int32 // so many of the next writes wait for what is behind them
+	await atomic.Bool // the next write waits for the one behind it
 
 	mu    sync.Mutex // owns what follows
 	text  []byte     // waits
@@ -31,8 +31,8 @@ type together struct {
 // mostTogether is how much waits at the most: a head, and a small body.
 const mostTogether = 8 << 10
 
-// awaitMore has the next n writes wait, each for the one behind it.
-func (w *together) awaitMore(n int32) { w.await.Store(n) }
+// awaitMore has the next write wait for the one behind it.
+func (w *together) awaitMore() { w.await.Store(true) }
 
 func (w *together) write(p []byte) (int, error) {
 	w.mu.Lock()
@@ -40,7 +40,7 @@ func (w *together) write(p []byte) (int, error) {
 	if w.err != nil {
 		return 0, w.err
 	}
-	if n := w.await.Load(); n > 0 && w.await.CompareAndSwap(n, n-1) && len(w.text)+len(p) <= mostTogether {
+	if w.await.Load() && w.await.Swap(false) && len(w.text)+len(p) <= mostTogether {
 		w.text = append(w.text, p...)
 		w.time()
 		return len(p), nil

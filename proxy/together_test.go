@@ -38,20 +38,20 @@ func TestTogether(t *testing.T) {
 		want string
 	}{
 		"nothing is awaited":           {func(w *together) { writeAll(t, w, "head", "body") }, "head|body"},
-		"the head waits for its body":  {func(w *together) { w.awaitMore(1); writeAll(t, w, "head", "body", "next") }, "headbody|next"},
-		"and the body for trailers":    {func(w *together) { w.awaitMore(2); writeAll(t, w, "head", "body", "trailers") }, "headbodytrailers"},
-		"two streams' heads":           {func(w *together) { w.awaitMore(1); w.awaitMore(1); writeAll(t, w, "two heads", "two bodies") }, "two headstwo bodies"},
-		"what is too much does not":    {func(w *together) { w.awaitMore(1); writeAll(t, w, big, "body") }, big + "|body"},
-		"nor what comes to be":         {func(w *together) { w.awaitMore(2); writeAll(t, w, "head", big, "end") }, "head" + big + "|end"},
-		"another stream's body may go": {func(w *together) { w.awaitMore(1); writeAll(t, w, "other", "head", "body") }, "otherhead|body"},
+		"the head waits for its body":  {func(w *together) { w.awaitMore(); writeAll(t, w, "head", "body", "next") }, "headbody|next"},
+		"two streams' heads":           {func(w *together) { w.awaitMore(); w.awaitMore(); writeAll(t, w, "two heads", "two bodies") }, "two headstwo bodies"},
+		"what is too much does not":    {func(w *together) { w.awaitMore(); writeAll(t, w, big, "body") }, big + "|body"},
+		"its body may be any":          {func(w *together) { w.awaitMore(); writeAll(t, w, "head", big, "end") }, "head" + big + "|end"},
+		"a head behind one that waits": {func(w *together) { w.awaitMore(); writeAll(t, w, "a"); w.awaitMore(); writeAll(t, w, "b", "c") }, "abc"},
+		"another stream's body may go": {func(w *together) { w.awaitMore(); writeAll(t, w, "other", "head", "body") }, "otherhead|body"},
 		"and nothing stays when the rest does not come": {func(w *together) {
-			w.awaitMore(1)
+			w.awaitMore()
 			writeAll(t, w, "head") // and the client resets the stream
 			time.Sleep(togetherFor)
 		}, "head"},
 		"also the second time": {func(w *together) {
 			for range 2 {
-				w.awaitMore(1)
+				w.awaitMore()
 				writeAll(t, w, "head")
 				time.Sleep(togetherFor)
 				synctest.Wait()
@@ -86,7 +86,7 @@ func TestTogetherFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sink{err: io.ErrClosedPipe}
 		w := &together{to: s}
-		w.awaitMore(1)
+		w.awaitMore()
 		writeAll(t, w, "head")
 		time.Sleep(2 * togetherFor)
 		synctest.Wait()
@@ -124,9 +124,9 @@ func (c *countedConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// TestAnswersAreOneWrite has small answers to HTTP/2 leave as one write each: head, body
-// and trailers.
-func TestAnswersAreOneWrite(t *testing.T) {
+// TestHeadsLeaveWithTheirBody has small answers to HTTP/2 leave as one write each, and those
+// of gRPC as two: the trailers come when the message has gone.
+func TestHeadsLeaveWithTheirBody(t *testing.T) {
 	trailers := func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		w.Header().Set("Content-Type", "application/grpc")
@@ -137,11 +137,13 @@ func TestAnswersAreOneWrite(t *testing.T) {
 	for name, tc := range map[string]struct {
 		upstream string
 		fields   [][2]string
+		writes   int64
 	}{
-		"a body of a known length": {upstreamServer(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }), h2fields("GET", "/a")},
+		"a body of a known length": {upstreamServer(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }), h2fields("GET", "/a"), 1},
 		"gRPC: a message and its status": {
 			h2cServer(t, trailers),
 			h2fields("POST", "/pkg.Service/Method", [2]string{"content-type", "application/grpc"}, [2]string{"te", "trailers"}),
+			2,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -166,13 +168,13 @@ func TestAnswersAreOneWrite(t *testing.T) {
 						t.Fatalf("answer: %v", f)
 					}
 				}
-				if l.writes.Load() == before+1 {
+				if l.writes.Load() <= before+tc.writes {
 					one++
 				}
 			}
-			// A busy machine takes longer now and then than a write waits.
+			// On a busy machine a head waits too long now and then.
 			if one < asked/2 {
-				t.Errorf("%d of %d answers were one write", one, asked)
+				t.Errorf("%d of %d answers were %d writes at the most", one, asked, tc.writes)
 			}
 		})
 	}
