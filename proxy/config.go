@@ -85,6 +85,7 @@ type files struct{ certificate, key, identity, grants, roots string }
 // limits are LimitSettings with the defaults filled in.
 type limits struct {
 	conns, perGrant, handshakes, streams    int
+	requests                                int // of one grant, over HTTP/2
 	headerBytes, targetBytes                int
 	bodyBytes                               int64 // 0: as many as come
 	handshakeTime, headerTime, idle, dialTO time.Duration
@@ -347,6 +348,7 @@ func (c *config) readLimits(s *Settings) error {
 	}{
 		{"max_connections", l.MaxConnections, 10000, 1, &c.limits.conns},
 		{"max_connections_per_grant", l.MaxConnectionsPerGrant, 1000, 1, &c.limits.perGrant},
+		{"max_requests_per_grant", l.MaxRequestsPerGrant, 2000, 1, &c.limits.requests},
 		{"max_handshakes", l.MaxHandshakes, 2000, 1, &c.limits.handshakes},
 		{"max_streams", l.MaxStreams, 250, 1, &c.limits.streams},
 		{"max_header_bytes", l.MaxHeaderBytes, 64 << 10, 4 << 10, &c.limits.headerBytes},

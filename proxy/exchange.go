@@ -86,6 +86,14 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case s.websocket:
 		x.rec.protocol = "websocket"
 	}
+	if r.ProtoMajor == 2 {
+		if !c.holding.beginRequest(p.cfg.limits.requests) {
+			w.Header().Set("Retry-After", "1")
+			x.deny(http.StatusTooManyRequests, reasonLimit, "too many requests of this grant are under way", grant.Permission{}, s.grpc)
+			return
+		}
+		defer c.holding.endRequest()
+	}
 	if x.decide(&s) {
 		x.forward(&s) //nolint:contextcheck // x.ctx is the request's
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -217,4 +218,41 @@ func TestHostWhateverTheSNI(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestRequestsPerGrant. The attack: one grant's requests, each of which waits for its body,
+// hold as many connections to the upstream as the proxy may have open files.
+func TestRequestsPerGrant(t *testing.T) {
+	const most = 5
+	e := start(t, options{
+		upstream: rawUpstream(t, func(_ int, _ net.Conn, r *bufio.Reader) { _, _ = io.Copy(io.Discard, r) }),
+		edit:     func(s *Settings) { s.Limits.MaxRequestsPerGrant = most },
+	})
+	cert := e.pki.grant(time.Hour, "* /**")
+	waiting := [][2]string{{":method", "POST"}, {":scheme", "https"}, {":authority", "localhost"}, {":path", "/a"}}
+	status := func(s *h2session) string {
+		for {
+			f, err := s.fr.ReadFrame()
+			s.must(err)
+			if h, ok := f.(*http2.MetaHeadersFrame); ok {
+				return h.PseudoValue("status")
+			}
+		}
+	}
+	first, second := e.h2session(cert), e.h2session(cert)
+	for i := range uint32(most) {
+		first.send(2*i+1, waiting, false)
+	}
+	e.eventually("the requests", func() bool { return e.px.active.Load() == most })
+	second.send(1, waiting, false)
+	if got := status(second); got != "429" {
+		t.Errorf("one more, on another connection: %s, want 429", got)
+	}
+	if got := status(func() *h2session { s := e.h2session(e.pki.grant(time.Hour, "GET /b")); s.send(1, waiting, true); return s }()); got != "403" {
+		t.Errorf("another grant's: %s, want 403", got)
+	}
+	first.must(first.fr.WriteRSTStream(1, http2.ErrCodeCancel))
+	e.eventually("one less", func() bool { return e.px.active.Load() < most })
+	second.send(3, waiting, false)
+	e.eventually("another in its place", func() bool { return e.px.active.Load() == most })
 }

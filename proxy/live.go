@@ -54,6 +54,8 @@ type conn struct {
 
 	next  time.Time // the next moment live has to look at it
 	index int       // in live's heap
+
+	holding *holding // what its holder has; set when it is entered in live
 }
 
 // cut ends the connection at once, with whatever is in flight. The socket is
@@ -172,6 +174,37 @@ func (s *socket) SetLinger(sec int) error {
 	return nil
 }
 
+// holding is what one holder of connections has.
+type holding struct {
+	conns    map[*conn]struct{} // live's mutex owns it
+	requests atomic.Int64       // of HTTP/2 that are under way
+}
+
+// beginRequest counts a request of HTTP/2, unless most are under way. A connection
+// has many, each of which may keep one to the upstream until its body ends: by the
+// limits of connections and of streams alone, one grant could have all the files that
+// the proxy may open.
+func (h *holding) beginRequest(most int) bool {
+	if h.requests.Add(1) > int64(most) {
+		h.requests.Add(-1)
+		return false
+	}
+	return true
+}
+
+// open is how many connections there are.
+func (h *holding) open() int { return len(h.all()) }
+
+// all are the connections. The caller holds live's mutex.
+func (h *holding) all() map[*conn]struct{} {
+	if h == nil {
+		return nil
+	}
+	return h.conns
+}
+
+func (h *holding) endRequest() { h.requests.Add(-1) }
+
 // live knows every admitted connection and brings each to its end on time.
 type live struct {
 	now  func() time.Time
@@ -179,14 +212,14 @@ type live struct {
 
 	mu      sync.Mutex // owns what follows
 	due     dueHeap
-	holders map[string]map[*conn]struct{} // by grant, or by subject where there is none
-	streams map[string]int                // that carriers hold open, by the same
-	drain   bool                          // the proxy is stopping: whoever still comes in is drained at once
-	shut    bool                          // nobody comes in any more
+	holders map[string]*holding // by grant, or by subject where there is none
+	streams map[string]int      // that carriers hold open, by the same
+	drain   bool                // the proxy is stopping: whoever still comes in is drained at once
+	shut    bool                // nobody comes in any more
 }
 
 func newLive(now func() time.Time) *live {
-	return &live{now: now, wake: make(chan struct{}, 1), holders: make(map[string]map[*conn]struct{}), streams: make(map[string]int)}
+	return &live{now: now, wake: make(chan struct{}, 1), holders: make(map[string]*holding), streams: make(map[string]int)}
 }
 
 // enter adds an admitted connection, unless its holder has perHolder already or
@@ -197,15 +230,16 @@ func (l *live) enter(c *conn, perHolder int) error {
 	if l.shut {
 		return refuse(reasonShutdown, "the proxy is stopping")
 	}
-	set := l.holders[c.adm.holder()]
-	if n := len(set) + l.streams[c.adm.holder()]; n >= perHolder {
+	h := l.holders[c.adm.holder()]
+	if n := h.open() + l.streams[c.adm.holder()]; n >= perHolder {
 		return refuse(reasonLimit, "%d connections are open already", n)
 	}
-	if set == nil {
-		set = make(map[*conn]struct{})
-		l.holders[c.adm.holder()] = set
+	if h == nil {
+		h = &holding{conns: make(map[*conn]struct{})}
+		l.holders[c.adm.holder()] = h
 	}
-	set[c] = struct{}{}
+	h.conns[c] = struct{}{}
+	c.holding = h
 	c.draining.Store(l.drain)
 	c.next = c.drainAt
 	heap.Push(&l.due, c)
@@ -229,9 +263,9 @@ func (l *live) leave(c *conn) {
 	if c.index >= 0 && c.index < len(l.due) && l.due[c.index] == c {
 		heap.Remove(&l.due, c.index)
 	}
-	if set := l.holders[c.adm.holder()]; set != nil {
-		delete(set, c)
-		if len(set) == 0 {
+	if h := l.holders[c.adm.holder()]; h != nil {
+		delete(h.conns, c)
+		if len(h.conns) == 0 {
 			delete(l.holders, c.adm.holder())
 		}
 	}
@@ -259,7 +293,7 @@ func (l *live) enterStream(holder string, perHolder int) error {
 	if l.shut || l.drain {
 		return refuse(reasonShutdown, "the proxy is stopping")
 	}
-	if n := len(l.holders[holder]) + l.streams[holder]; n >= perHolder {
+	if n := l.holders[holder].open() + l.streams[holder]; n >= perHolder {
 		return refuse(reasonLimit, "%d connections are open already", n)
 	}
 	l.streams[holder]++
@@ -348,7 +382,7 @@ func (l *live) cutRevoked(ids []string) {
 	var found []*conn
 	l.mu.Lock()
 	for _, id := range ids {
-		for c := range l.holders[id] {
+		for c := range l.holders[id].all() {
 			found = append(found, c)
 		}
 	}

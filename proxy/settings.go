@@ -100,6 +100,7 @@ type DrainSettings struct {
 type LimitSettings struct {
 	MaxConnections         int           `yaml:"max_connections" doc:"connections at once (default 10000)"`
 	MaxConnectionsPerGrant int           `yaml:"max_connections_per_grant" doc:"connections at once of one grant, or of one identity without (default 1000)"`
+	MaxRequestsPerGrant    int           `yaml:"max_requests_per_grant" doc:"requests at once of one grant over HTTP/2, on all its connections (default 2000)"`
 	MaxHandshakes          int           `yaml:"max_handshakes" doc:"handshakes at once (default 2000)"`
 	MaxStreams             int           `yaml:"max_streams" doc:"requests at once on one HTTP/2 connection (default 250)"`
 	MaxHeaderBytes         int           `yaml:"max_header_bytes" doc:"size of a request head (default 65536)"`
