@@ -122,10 +122,6 @@ func (f *front) serve() {
 func (f *front) handOver(head []byte) {
 	g := f.p.gated(f.c, f.tls)
 	g.rest = bytes.Clone(f.desk.in[f.r-len(head) : f.w])
-	if f.peeked { // by watch: without it, what follows would be read as shifted by a byte
-		f.peeked = false
-		g.rest = append(g.rest, f.peek[0])
-	}
 	f.c.front.Store(nil)
 	f.disarm()
 	f.handed = true
@@ -196,12 +192,6 @@ func (f *front) more() error {
 		f.r = 0
 	case f.w == len(d.in):
 		f.grow(2 * len(d.in))
-	}
-	if f.peeked {
-		f.peeked = false
-		d.in[f.w] = f.peek[0]
-		f.w++
-		return nil
 	}
 	n, err := f.tls.Read(d.in[f.w:])
 	f.w += n
@@ -338,7 +328,8 @@ func (f *front) tick() {
 	}
 }
 
-// watch reads one byte ahead, to hear that the client left. It ends with the exchange.
+// watch reads one byte ahead, to hear that the client left. It ends with the exchange, or
+// when somebody else is to read: see alone.
 func (f *front) watch(done chan struct{}) {
 	defer close(done)
 	n, err := f.tls.Read(f.peek[:])
@@ -356,15 +347,34 @@ func (f *front) watch(done chan struct{}) {
 func (f *front) end() {
 	f.mu.Lock()
 	f.asking = false
+	f.mu.Unlock()
+	f.alone()
+}
+
+// alone has watch end, and what it read lie where it belongs, behind what was read before:
+// a byte that came to lie elsewhere would make another body of the client's, or another
+// request. No other watch may begin meanwhile.
+func (f *front) alone() {
+	f.mu.Lock()
 	watching := f.watching
 	f.watching = nil
 	f.mu.Unlock()
-	if watching != nil {
-		_ = f.tls.SetReadDeadline(past()) // fails on a closed socket, whose reader has ended
-		<-watching
-		f.armed = past()
-		f.disarm()
+	if watching == nil {
+		return
 	}
+	_ = f.tls.SetReadDeadline(past()) // fails on a closed socket, whose reader has ended
+	<-watching
+	f.armed = past()
+	f.disarm()
+	if !f.peeked || f.desk == nil {
+		return
+	}
+	f.peeked = false
+	if f.w == len(f.desk.in) {
+		f.grow(2 * len(f.desk.in)) // and not moved: the request's head, which is before it, is in use
+	}
+	f.desk.in[f.w] = f.peek[0]
+	f.w++
 }
 
 // pen is an http.ResponseWriter that collects a whole answer of our own.

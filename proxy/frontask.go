@@ -97,13 +97,16 @@ func (f *front) wants(head []byte) http.Header {
 func (f *front) answer(pr problem, wants http.Header, more func(http.Header)) bool {
 	x := &f.x
 	pr.TraceID = x.rec.trace
+	// What went to an upstream that gave no answer was read already: with that passed over a
+	// second time, what follows would be read from its middle on, and a body be taken for a request.
+	left := f.head.length - x.bytesIn
 	switch {
 	case f.up.begun || f.head.chunked:
 		x.last = x.last || !f.up.whole
-	case f.head.length > int64(f.w-f.r):
+	case left > int64(f.w-f.r):
 		x.last = true
-	case f.head.length > 0:
-		f.r += int(f.head.length)
+	case left > 0:
+		f.r += int(left)
 	}
 	x.last = x.last || f.c.draining.Load()
 	w := &pen{header: make(http.Header, 6), status: http.StatusOK}
@@ -321,11 +324,7 @@ func (f *front) tunnel(b *backend, head, ans []byte, n int, out []byte) bool {
 		return f.spoil(reasonClientGone)
 	}
 	x.bytesOut = int64(n - len(ans))
-	early := f.desk.in[f.r:f.w]
-	if f.peeked {
-		early = append([]byte{f.peek[0]}, early...)
-	}
-	if len(early) > 0 {
+	if early := f.desk.in[f.r:f.w]; len(early) > 0 {
 		m, err := b.Write(early)
 		x.bytesIn += int64(m)
 		if err != nil {

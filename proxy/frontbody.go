@@ -37,7 +37,8 @@ func (u *sending) reset() {
 // start begins to carry it.
 func (u *sending) start(f *front, b *backend, head []byte) {
 	u.begun, u.wants, u.done = true, f.wants(head), make(chan struct{})
-	u.running.Store(true)
+	u.running.Store(true) // from now on no watch begins
+	f.alone()
 	f.disarm()
 	if f.x.expect && f.r == f.w && !f.head.old {
 		f.say([]byte("HTTP/1.1 100 Continue\r\n\r\n"))
