@@ -148,6 +148,13 @@ func pathDetail(err error) string {
 }
 
 func (s *shape) header(r *http.Request, name string, values []string) *violation {
+	for _, v := range values {
+		// In HTTP/1 blanks around a value are none of it, and in HTTP/2 there are none (RFC 9113
+		// §8.2.1). With them a value would be judged as another than the one that the upstream reads.
+		if strings.Trim(v, " \t") != v {
+			return badRequest("header", "a header's value begins or ends with a blank")
+		}
+	}
 	var buf [foldedMax]byte
 	switch ruleOf(fold(buf[:0], name)) {
 	case ruleKeep, ruleTrace:
