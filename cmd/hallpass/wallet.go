@@ -39,7 +39,8 @@ type wallet struct {
 	run      sync.WaitGroup
 	grants   []heldGrant
 	looked   time.Time
-	expected int // how often expect was called
+	expected int   // how often expect was called
+	unread   error // why a grant was passed over; nil: none was
 }
 
 // heldGrant is a live grant. Its certificate is fetched when it is first used.
@@ -85,6 +86,9 @@ func (w *wallet) Held(ctx context.Context, fresh bool) ([]proxy.Held, error) {
 		if w.now().Before(g.ends) && (w.mine == nil || w.mine(g.id)) {
 			out = append(out, g.held)
 		}
+	}
+	if len(out) == 0 && w.unread != nil {
+		return nil, w.unread
 	}
 	return out, nil
 }
@@ -139,6 +143,7 @@ func (w *wallet) take(live []api.Grant, at time.Time, expected int) error {
 		return context.Canceled
 	}
 	var next []heldGrant
+	w.unread = nil
 	for _, g := range live {
 		if len(w.only) > 0 && !slices.Contains(w.only, g.ID) || w.mine != nil && !w.mine(g.ID) {
 			continue
@@ -151,7 +156,9 @@ func (w *wallet) take(live []api.Grant, at time.Time, expected int) error {
 		}
 		scope, err := grant.ParseScope(g.Service, g.Permissions)
 		if err != nil {
-			return fmt.Errorf("grant %s: %w", g.ID, err)
+			// Of a cluster that knows more than we do: the others are of use without it.
+			w.unread = fmt.Errorf("grant %s: %w", g.ID, err)
+			continue
 		}
 		source := proxy.NewRenewingSource(grantFetcher(w.client, g.ID), w.now)
 		ctx, stop := context.WithCancel(w.ctx)
