@@ -58,8 +58,8 @@ func (c *config) readBalancers(s *Settings) error {
 
 // introduce reads who a connection comes from, where a balancer has to say it.
 func (c *config) introduce(raw net.Conn) (net.Conn, error) {
-	if !c.fromBalancer(raw.RemoteAddr()) {
-		return raw, nil
+	if _, told := raw.(*replay); told || !c.fromBalancer(raw.RemoteAddr()) {
+		return raw, nil // replay: before it was found out whose the connection is
 	}
 	if err := raw.SetReadDeadline(time.Now().Add(c.limits.handshakeTime)); err != nil {
 		return raw, err

@@ -57,6 +57,7 @@ func (c *conn) carries(t *tls.Conn) {
 
 // carry takes what comes in on a carrier.
 func (p *Proxy) carry(c *conn, web *web, w http.ResponseWriter, r *http.Request) {
+	p = p.newest.Load() // the carrier may be older than the configuration in force, and the server of every carrier is
 	switch {
 	case r.Method == http.MethodConnect && r.Host == streamTarget:
 		p.carryStream(c, web, w, r)
@@ -82,13 +83,22 @@ func (p *Proxy) carryStream(c *conn, web *web, w http.ResponseWriter, r *http.Re
 	}
 	child := p.streamConn(c, s)
 	s.start(w)
-	if !p.speak(child, s) && !web.pass.give(p.gated(child, s)) { //nolint:contextcheck // the connection has its own, child.ctx
-		child.cut(reasonShutdown)
-	}
+	p.talk(child, s, web) //nolint:contextcheck // the connection has its own, child.ctx
 	<-s.closed
 	child.close()
 	if !s.finish() {
 		panic(http.ErrAbortHandler) // resets the stream: what broke off must not look whole
+	}
+}
+
+// talk carries a stream on to its protocol, as begin does a connection.
+func (p *Proxy) talk(child *conn, s *stream, web *web) {
+	switch {
+	case p.speak(child, s):
+	case !p.cfg.upstream.h2c:
+		p.newFront(child, s, web).serve()
+	case !web.pass.give(p.gated(child, s)):
+		child.cut(reasonShutdown)
 	}
 }
 

@@ -58,8 +58,9 @@ func (f *Fleet) look() {
 	if err != nil || bytes.Equal(now, f.file) {
 		return
 	}
-	f.file = now
-	_ = f.reconfigure() // it has logged it
+	if f.reconfigure() == nil { // else it has logged it once, and what it was refused for may pass
+		f.file = now
+	}
 }
 
 // reconfigure reads the settings and takes them over, all of them or none. The

@@ -293,16 +293,21 @@ func (f *Fleet) welcome(p *port, raw net.Conn) {
 // byName reads the name in the ClientHello and hands the connection over with
 // every byte that was read of it.
 func (f *Fleet) byName(r *routes, raw net.Conn) {
-	limits := r.all[0].p.cfg.limits
+	first := r.all[0].p.newest.Load()
+	limits := first.cfg.limits
 	shaking := f.shaking.begin(raw, limits.handshakes)
 	defer f.shaking.end(shaking)
-	first := r.all[0].p
 	if !f.access.admits() {
 		f.access.skip()
 		_ = raw.Close() // nothing can be done about it
 		return
 	}
-	name, hello, err := readHello(f.ctx, raw, limits.handshakeTime)
+	var name string
+	var hello []byte
+	raw, err := first.cfg.introduce(raw)
+	if err == nil {
+		name, hello, err = readHello(f.ctx, raw, limits.handshakeTime)
+	}
 	to := r.byName[name]
 	switch {
 	case shaking.dropped.Load():

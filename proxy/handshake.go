@@ -100,6 +100,7 @@ func farewell(raw net.Conn) {
 }
 
 func (p *Proxy) begin(c *conn, t *tls.Conn, web *web) {
+	p = p.newest.Load() // a handshake takes its time
 	if c.together != nil {
 		if !web.take(c, t) {
 			c.cut(reasonShutdown)

@@ -62,6 +62,8 @@ func (p *Proxy) servePostgres(c *conn, client net.Conn, tunnel bool) {
 	}
 	s.rec.of(c.proven())
 	first, err := s.begin()
+	p = p.newest.Load() // a client may take its time until it says what it wants
+	s.p = p
 	if err == nil && first.Kind == pgwire.KindCancel {
 		p.pgCancel(c.ctx, first.Cancel, c.proven(), c.peer)
 		return
