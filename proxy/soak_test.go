@@ -179,7 +179,7 @@ const idlersReady = "all are there"
 // has each carry a request, and holds them until its input ends.
 func TestSoakIdlers(t *testing.T) {
 	if os.Getenv("SOAK_IDLERS") == "" {
-		t.Skip("TestSoak starts it")
+		return // it is no test of its own
 	}
 	var told idlers
 	in := json.NewDecoder(os.Stdin)
