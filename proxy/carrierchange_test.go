@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -135,12 +136,7 @@ func TestBalancedAndShared(t *testing.T) {
 func (f *fleet) records(t *testing.T, is func(logLine) bool) {
 	t.Helper()
 	eventually(t, "the record", func() bool {
-		for _, r := range readRecords(t, filepath.Join(f.dir, "access.jsonl")) {
-			if is(r) {
-				return true
-			}
-		}
-		return false
+		return slices.ContainsFunc(readRecords(t, filepath.Join(f.dir, "access.jsonl")), is)
 	})
 }
 

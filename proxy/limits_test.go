@@ -248,7 +248,11 @@ func TestRequestsPerGrant(t *testing.T) {
 	if got := status(second); got != "429" {
 		t.Errorf("one more, on another connection: %s, want 429", got)
 	}
-	if got := status(func() *h2session { s := e.h2session(e.pki.grant(time.Hour, "GET /b")); s.send(1, waiting, true); return s }()); got != "403" {
+	if got := status(func() *h2session {
+		s := e.h2session(e.pki.grant(time.Hour, "GET /b"))
+		s.send(1, waiting, true)
+		return s
+	}()); got != "403" {
 		t.Errorf("another grant's: %s, want 403", got)
 	}
 	first.must(first.fr.WriteRSTStream(1, http2.ErrCodeCancel))

@@ -154,7 +154,7 @@ func (s *soaker) idle(n int) (closeAll func()) {
 	s.t.Helper()
 	key, err := x509.MarshalPKCS8PrivateKey(s.cert.PrivateKey)
 	s.must(err)
-	cmd := exec.CommandContext(s.t.Context(), os.Args[0], "-test.run", "^TestSoakIdlers$", "-test.timeout", "4h") //nolint:gosec // ourselves
+	cmd := exec.CommandContext(s.t.Context(), os.Args[0], "-test.run", "^TestSoakIdlers$", "-test.timeout", "4h")
 	cmd.Env = append(os.Environ(), "SOAK_IDLERS=1")
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
