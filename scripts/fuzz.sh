@@ -1,6 +1,6 @@
 #!/bin/bash
-# Runs every fuzz target of the module for FUZZTIME each, or those whose name ONLY is a pattern of; as many at a time as there
-# are cores, with one worker each. A package is built once, and not for each of its targets. Inputs are made smaller in a few
+# Runs every fuzz target of the module for FUZZTIME each, or those whose name ONLY is a pattern of; LANES at a time, which
+# are as many as there are cores, with one worker each. A package is built once, and not for each of its targets. Inputs are made smaller in a few
 # steps at the most: by default a minute goes into each that reaches new code. A crasher stays in the package's testdata/fuzz,
 # where `go test` replays it from then on.
 set -euo pipefail
@@ -38,5 +38,5 @@ targets=$(go run ./internal/mutants -list | while read -r dir name; do
 done)
 [ -n "$targets" ] || { echo "fuzz: no target found" >&2; exit 1; }
 cut -d' ' -f1 <<<"$targets" | sort -u | xargs -I{} bash -c 'build {}'
-xargs -P "$(nproc)" -L 1 bash -c 'run "$@"' run <<<"$targets" || { echo "fuzz: a target is not clean" >&2; exit 1; }
+xargs -P "${LANES:-$(nproc)}" -L 1 bash -c 'run "$@"' run <<<"$targets" || { echo "fuzz: a target is not clean" >&2; exit 1; }
 echo "fuzz: $(wc -l <<<"$targets") targets, no crasher"
