@@ -195,7 +195,11 @@ func (t *turn) renewDuty(old *OnCall, g Group) error {
 	if g.OnCall == nil || old == nil || !old.Resolver {
 		return t.dropDuty(g.Name)
 	}
-	d.Persons = slices.DeleteFunc(slices.Clone(d.Persons), func(name string) bool { return !slices.Contains(g.Members, name) })
+	here := slices.DeleteFunc(slices.Clone(d.Persons), func(name string) bool { return !slices.Contains(g.Members, name) })
+	if len(d.Persons) > 0 && len(here) == 0 {
+		return t.dropDuty(g.Name) // nobody has said that nobody is on call
+	}
+	d.Persons = here
 	return t.saveDuty(d)
 }
 

@@ -147,7 +147,7 @@ func specFields(w *tabular, s api.ChangeSpec) {
 	switch s.Kind {
 	case api.ChangeGroupSet:
 		w.field("members", listed(s.Members))
-		w.field("on call", s.OnCall.Words())
+		w.field("on call", cmp.Or(s.OnCall.Words(), "nobody takes turns: all members are in it"))
 		w.field("substitutes", listed(s.Substitutes))
 	case api.ChangePersonSet:
 		w.field("ids", listed(s.IDs))
