@@ -110,6 +110,32 @@ func (s State) inPlace(g Group, here []string) ([]string, error) {
 	return now, nil
 }
 
+// oneVoice takes out of in the groups in which a person would say what was heard already. The attack: a member of two groups that
+// must both approve votes in one, chooses who stands in for them in the other, and is two of the two. The first is heard, and the
+// person's voices are heard from then on: their own, or in a group in which they stand in for somebody, that of each for whom they do.
+func (s State) oneVoice(heard, in map[string]bool, person string) {
+	var voices []string
+	for group := range in {
+		away, err := s.StandIns(group)
+		mine := []string{}
+		for _, w := range away {
+			if w.By == person {
+				mine = append(mine, w.For)
+			}
+		}
+		if len(mine) == 0 {
+			mine = append(mine, person)
+		}
+		if err != nil || !slices.ContainsFunc(mine, func(voice string) bool { return !heard[voice] }) {
+			delete(in, group)
+		}
+		voices = append(voices, mine...)
+	}
+	for _, voice := range voices {
+		heard[voice] = true
+	}
+}
+
 // andWhoStandsIn gives those who stand in for somebody with a stake that stake, whatever group they do so in: whoever asks would
 // otherwise have it approved by whom they have chosen to speak for them.
 func (s State) andWhoStandsIn(stakes map[string]string) {

@@ -139,6 +139,7 @@ func (s State) standing(r Request, required []Requirement) (votes []Vote, counts
 		persons []Decision
 		groups  []map[string]bool
 		seen    = map[string]bool{}
+		heard   = map[string]bool{}
 	)
 	counts = make([]bool, len(r.Decisions))
 	for i, d := range r.Decisions {
@@ -146,6 +147,7 @@ func (s State) standing(r Request, required []Requirement) (votes []Vote, counts
 			continue
 		}
 		in := s.groupsFor(required, d.Person)
+		s.oneVoice(heard, in, d.Person)
 		seen[d.Person], counts[i] = true, len(in) > 0
 		persons, groups = append(persons, d), append(groups, in)
 	}
