@@ -118,6 +118,9 @@ func (t *turn) approveRequest(r *Request, b DecideRequest, d *requestDetails) (*
 	t.record(r, b)
 	votes, of, satisfied := t.state().count(*r)
 	if !satisfied {
+		if err := t.heard(*r); err != nil {
+			return nil, err
+		}
 		t.saveRequest(r)
 		return nil, nil //nolint:nilnil // no grant yet
 	}

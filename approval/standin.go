@@ -351,6 +351,16 @@ func (t *turn) away(r Request) error {
 	return nil
 }
 
+// heard refuses the actor's approval, which was just recorded, where it says what one voice has said already: see oneVoice.
+func (t *turn) heard(r Request) error {
+	_, counts := t.state().Standing(r)
+	if counts[len(counts)-1] || len(t.state().groupsFor(r.deciders(), t.person)) == 0 {
+		return nil
+	}
+	return conflict("a member and whoever stands in for them are one voice in all groups together, and what %s says has been said", t.person).
+		then("have somebody else of " + describe(r.deciders()) + " approve")
+}
+
 // standIns checks those of a group that there are: no more than two admins have let in, each with the keys by which it is found.
 func (c *checker) standIns() {
 	inOrder(objects[StandIn](c, prefixStandIn), func(at string, in StandIn) {
