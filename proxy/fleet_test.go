@@ -517,3 +517,23 @@ func TestConnectionOutlivesItsUpstreamSlowly(t *testing.T) {
 		}
 	}
 }
+
+// TestRefusedForAWhile: what a configuration was refused for may pass, as a certificate that is
+// written a moment after it. The file is then taken over as it is.
+func TestRefusedForAWhile(t *testing.T) {
+	p := newPKI(t)
+	f := startFleet(t, p, service("payments", upstreamServer(t, says("old")), ""))
+	key := filepath.Join(f.dir, "payments", "key.pem")
+	later, err := os.ReadFile(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.write(f.yaml(strings.Replace(service("payments", upstreamServer(t, says("new")), ""), "payments/key.pem", "payments/later.pem", 1)))
+	eventually(t, "the refusal", func() bool { return strings.Contains(f.logs.String(), "the configuration is refused") })
+	writeFile(t, filepath.Join(f.dir, "payments", "later.pem"), later)
+	c := f.client(f.grant("payments", "GET /a"), "payments.acme.test", shared, false)
+	eventually(t, "the new upstream", func() bool {
+		_, body, err := f.get(c, "payments.acme.test", "/a")
+		return err == nil && body == "new"
+	})
+}

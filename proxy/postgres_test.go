@@ -500,3 +500,27 @@ func TestPostgresSettings(t *testing.T) {
 		}
 	}
 }
+
+// TestPostgresChangedMeanwhile: a client that has shown its certificate and keeps what it wants to
+// itself, until the rules are others, is judged by those.
+func TestPostgresChangedMeanwhile(t *testing.T) {
+	f := startFakePG(t)
+	e := f.start(t, nil)
+	conn := e.dial(e.pki.grant(time.Hour, readonlyOfOrders), pgALPN)
+	e.eventually("the connection", func() bool { return e.px.live.len() == 1 })
+	s := e.settings
+	s.Limits.Sources = []string{"203.0.113.0/24"}
+	cfg, err := newConfig(Config{Settings: s, Now: e.clock.now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := e.px.under(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next.inForce(e.px)
+	if _, refused := e.openOn(conn, "user", "readonly", "database", "orders"); refused == nil || refused.Severity != "FATAL" {
+		t.Errorf("from elsewhere than limits.sources: %+v", refused)
+	}
+	e.record("the refusal", func(r logLine) bool { return r.Decision == decisionDeny && r.Reason == reasonSource })
+}

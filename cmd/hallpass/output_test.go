@@ -162,3 +162,16 @@ func TestExitStatus(t *testing.T) {
 		}
 	}
 }
+
+// TestChangeSaysWhatItTakesAway: a group that is set without a rota has none from then on, and who
+// decides on that sees it. An empty line would be no line.
+func TestChangeSaysWhatItTakesAway(t *testing.T) {
+	w := &tabular{now: time.Now()}
+	specFields(w, api.ChangeSpec{Kind: api.ChangeGroupSet, Name: "payments-owners", Members: []string{"bob"}})
+	w.line("") // ends the columns
+	for _, want := range []string{"nobody takes turns", "substitutes"} {
+		if !strings.Contains(w.out.String(), want) {
+			t.Errorf("does not say %q:\n%s", want, w.out.String())
+		}
+	}
+}

@@ -107,3 +107,33 @@ func TestMCPNotCarried(t *testing.T) {
 		}
 	}
 }
+
+// TestWalletPassesOver: a grant of a permission that only a later release knows is of no use, and
+// those beside it are. Where there is no other, whoever asks is told why.
+func TestWalletPassesOver(t *testing.T) {
+	f := newFake(t)
+	unknown := api.Grant{ID: "01a20afa-e731-7f26-a3d8-3e7dc7f78186", State: api.GrantActive, Service: "payments", Permissions: []string{"teleport /x"}, ExpiresAt: time.Now().Add(time.Hour)}
+	known := api.Grant{ID: "01a20afa-e731-7f26-a3d8-3e7dc7f78185", State: api.GrantActive, Service: "payments", Permissions: []string{"GET /a"}, ExpiresAt: time.Now().Add(time.Hour)}
+	var there atomic.Pointer[[]api.Grant]
+	f.mux.HandleFunc("GET /v1/grants", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, http.StatusOK, api.GrantList{Grants: *there.Load()})
+	})
+	c, err := api.NewClient(api.ClientConfig{Servers: []string{f.URL}, Identity: f.identity})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, stop := context.WithCancel(t.Context())
+	w := &wallet{client: c, service: "payments", now: time.Now, looking: make(chan struct{}, 1), ctx: ctx}
+	defer w.run.Wait()
+	defer stop()
+	there.Store(&[]api.Grant{known, unknown})
+	if held, err := w.Held(ctx, true); err != nil || len(held) != 1 {
+		t.Errorf("beside one that is unknown: %d grants, %v", len(held), err)
+	}
+	there.Store(&[]api.Grant{unknown})
+	w.expect()
+	if held, err := w.Held(ctx, true); err == nil || !strings.Contains(err.Error(), unknown.ID) {
+		t.Errorf("one that is unknown: %d grants, %v", len(held), err)
+	}
+}
