@@ -192,6 +192,8 @@ func (h *holding) beginRequest(most int) bool {
 	return true
 }
 
+func (h *holding) endRequest() { h.requests.Add(-1) }
+
 // open is how many connections there are.
 func (h *holding) open() int { return len(h.all()) }
 
@@ -202,8 +204,6 @@ func (h *holding) all() map[*conn]struct{} {
 	}
 	return h.conns
 }
-
-func (h *holding) endRequest() { h.requests.Add(-1) }
 
 // live knows every admitted connection and brings each to its end on time.
 type live struct {

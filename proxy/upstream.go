@@ -12,8 +12,8 @@ import (
 type upstream struct {
 	target
 	dialer    net.Dialer
-	transport *http.Transport // of HTTP/2 clients, and of all where the upstream speaks h2c
-	backends  *backends       // of HTTP/1 clients
+	transport *http.Transport // where the upstream speaks h2c, and of HTTP/1 connections that began when it did
+	backends  *backends       // of all others
 	authority string          // the URL's host; only a key of the connection pool
 	buffers   sync.Pool
 	desks     sync.Pool

@@ -1,8 +1,8 @@
 #!/bin/bash
-# Runs every fuzz target of the module for FUZZTIME each, or those whose name ONLY is a pattern of; LANES at a time, which
-# are as many as there are cores, with one worker each. A package is built once, and not for each of its targets. Inputs are made smaller in a few
-# steps at the most: by default a minute goes into each that reaches new code. A crasher stays in the package's testdata/fuzz,
-# where `go test` replays it from then on.
+# Runs every fuzz target of the module for FUZZTIME each, or those whose name ONLY is a pattern of; LANES at a time, which are
+# as many as there are cores unless it says otherwise, with one worker each. A package is built once, and not for each of its
+# targets. Inputs are made smaller in a few steps at the most: by default a minute goes into each that reaches new code. A
+# crasher stays in the package's testdata/fuzz, where `go test` replays it from then on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export FUZZTIME=${FUZZTIME:-20s}
